@@ -1,0 +1,155 @@
+"""An mlx-lm model seen in stages: embed, enter, any stretch of layers, read the vocabulary.
+
+Attention is causal, so what a position computes does not depend on later ones: a prefix is run
+once, its keys and values are kept, and suffixes run on top of them.
+
+    decoder = Decoder(model)
+    h = decoder.enter(decoder.embed(ids))                  # (rows, tokens, dim)
+    h = decoder.run(h)
+    logits = decoder.logits(h)                             # == model(ids)
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import create_causal_mask
+
+from .architectures import architecture
+from .errors import RomeError
+from .hooks import find_module
+
+
+class Prefix:
+    """One layer's attention keys and values of the tokens that come before.
+
+    It is what an mlx-lm attention takes as its cache. Keys and values have one row, which all
+    rows share, or a row each. Rows of different length are padded on the left: `padding` is the
+    count a row, (rows,).
+    After a run, `new` holds the keys and values that the run computed, (rows, heads, tokens, d).
+    """
+
+    def __init__(self, keys=None, values=None, padding: mx.array | None = None):
+        self.keys, self.values, self.padding = keys, values, padding
+        self.length = 0 if keys is None else keys.shape[2]
+        self.offset = self.length if padding is None else self.length - padding
+        self.new: tuple[mx.array, mx.array] | None = None
+
+    def update_and_fetch(self, keys, values):
+        self.new = (keys, values)
+        if self.keys is None or self.length == 0:
+            return keys, values
+        return _after(self.keys, keys), _after(self.values, values)
+
+    def upto(self, length: int) -> "Prefix":
+        """The first `length` tokens of prefix and last run together, as a prefix."""
+        keys, values = self.new if self.new else (None, None)
+        if self.keys is not None and self.length:
+            keys = self.keys if keys is None else _after(self.keys, keys)
+            values = self.values if values is None else _after(self.values, values)
+        return Prefix(keys[:, :, :length], values[:, :, :length], self.padding)
+
+
+def _after(old: mx.array, new: mx.array) -> mx.array:
+    rows, one = new.shape[0], old.shape[0]
+    if one != rows:
+        old = mx.broadcast_to(old, (rows, *old.shape[1:]))
+    return mx.concatenate([old, new], axis=2)
+
+
+class Decoder:
+    """The stages of a model that mlx-lm loaded. Holds no state of its own."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.architecture = architecture(model)
+        module = find_module(model, self.architecture.layers.rpartition(".")[0])
+        self.layers: list[nn.Module] = module[self.architecture.layers.rpartition(".")[2]]
+        self.embedding = find_module(model, self.architecture.embedding)
+        self._window = (attrgetter(self.architecture.window)(model)
+                        if self.architecture.window else None)
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+        return self.norm.weight.shape[0]
+
+    @property
+    def norm(self) -> nn.Module:
+        return find_module(self.model, self.architecture.norm)
+
+    def check_layer(self, layer: int) -> int:
+        """`layer` if the model has it. Raises RomeError that says the range."""
+        if not 0 <= layer < len(self.layers):
+            raise RomeError(f"layer {layer} does not exist: this model has layers "
+                            f"0 to {len(self.layers) - 1}")
+        return layer
+
+    def path(self, layer: int, part: str = "block") -> str:
+        """Module path of a layer's `block`, `mlp`, `attention` or `down` projection."""
+        path = f"{self.architecture.layers}.{layer}"
+        return path if part == "block" else f"{path}.{getattr(self.architecture, part)}"
+
+    def module(self, layer: int, part: str = "block") -> nn.Module:
+        """The module at `path(layer, part)`."""
+        return find_module(self.model, self.path(layer, part))
+
+    def embed(self, ids) -> mx.array:
+        """Token-embedding output (rows, tokens, dim), before positions and scaling."""
+        return self.embedding(mx.array(ids))
+
+    def enter(self, embeddings: mx.array, offset: int | mx.array = 0) -> mx.array:
+        """From embeddings to the first layer's input; `offset` tokens come before."""
+        h = embeddings
+        if self.architecture.positions:
+            table = find_module(self.model, self.architecture.positions)
+            h = h + table(mx.arange(h.shape[1]) + mx.array(offset)[..., None])
+        if self.architecture.embedding_scale:
+            h = self.architecture.embedding_scale(self.model, h)
+        return h
+
+    def block(self, layer: int, h: mx.array, prefix: Prefix | None = None) -> mx.array:
+        """One layer's output (rows, tokens, dim), its rows continuing `prefix`."""
+        prefix = Prefix() if prefix is None else prefix
+        module = self.layers[layer]
+        return module(h, self._mask(module, h.shape[1], prefix), prefix)
+
+    def run(self, h: mx.array, start: int = 0, stop: int | None = None,
+            prefixes: Sequence[Prefix] | None = None) -> mx.array:
+        """Layers [start, stop) over h. `prefixes` has one Prefix for every layer of the model."""
+        for layer in range(start, len(self.layers) if stop is None else stop):
+            h = self.block(layer, h, prefixes[layer] if prefixes is not None else None)
+        return h
+
+    def prefixes(self) -> list[Prefix]:
+        """An empty prefix for every layer, to record a run's keys and values."""
+        return [Prefix() for _ in self.layers]
+
+    def logits(self, h: mx.array) -> mx.array:
+        """Vocabulary logits of final hidden states, (..., dim) -> (..., vocabulary)."""
+        h = self.norm(h)
+        if self.tied:
+            logits = self.embedding.as_linear(h)
+        else:
+            logits = find_module(self.model, self.architecture.head)(h)
+        if self.architecture.logit_scale:
+            logits = self.architecture.logit_scale(self.model, logits)
+        return logits
+
+    @property
+    def tied(self) -> bool:
+        """Whether the vocabulary is read with the embedding's own weights."""
+        parent, _, name = self.architecture.head.rpartition(".")
+        return name not in (find_module(self.model, parent) if parent else self.model)
+
+    def _mask(self, layer: nn.Module, tokens: int, prefix: Prefix):
+        sliding = self.architecture.sliding
+        window = self._window if sliding and attrgetter(sliding)(layer) else None
+        if window is not None and prefix.length + tokens <= window:
+            window = None
+        if prefix.padding is not None:
+            return create_causal_mask(tokens, prefix.length, window, left_padding=prefix.padding)
+        if window is not None:
+            return create_causal_mask(tokens, prefix.length, window)
+        return "causal" if tokens > 1 else None

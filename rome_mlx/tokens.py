@@ -1,0 +1,72 @@
+"""Where the subject ends and which tokens are the target.
+
+Everything is read off the text as it is really tokenized, whole and with the tokenizer's own
+special tokens, from character offsets. Tokenizing the pieces on their own gives other tokens.
+"""
+
+from dataclasses import dataclass
+
+from .errors import RomeError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenized text: ids and, for every token, the characters [start, end) it covers."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def range(self, start: int, end: int) -> tuple[int, int]:
+        """Tokens [b, e) that touch the characters [start, end)."""
+        touching = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start]
+        if not touching:
+            raise RomeError(f"no token covers {self.text[start:end]!r} in {self.text!r}")
+        return touching[0], touching[-1] + 1
+
+
+def encode(tokenizer, text: str) -> Encoded:
+    """Tokenize a whole text as mlx-lm's generation does, BOS included where the model has one."""
+    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    special = inner.bos_token is None or not text.startswith(inner.bos_token)
+    if getattr(inner, "is_fast", False):
+        out = inner(text, return_offsets_mapping=True, add_special_tokens=special)
+        return Encoded(text, list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]])
+    ids = list(inner.encode(text, add_special_tokens=special))
+    return Encoded(text, ids, _offsets_by_decoding(inner, text, ids))
+
+
+def _offsets_by_decoding(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
+    """Offsets for tokenizers without them: the length of what each prefix of ids decodes to."""
+    ends, special = [], set(tokenizer.all_special_ids)
+    for i in range(len(ids)):
+        decoded = tokenizer.decode(ids[: i + 1], skip_special_tokens=True)
+        ends.append(min(len(decoded.rstrip("\ufffd")), len(text)))
+    starts = [0, *ends[:-1]]
+    return [(a, a) if t in special else (a, b)
+            for a, b, t in zip(starts, ends, ids, strict=True)]
+
+
+def with_target(text: str, target: str) -> str:
+    """The text continued by the target, with one space between unless either brings its own."""
+    space = "" if target[:1].isspace() or text[-1:].isspace() else " "
+    return text + space + target
+
+
+def encode_with_target(tokenizer, text: str, target: str) -> tuple[Encoded, tuple[int, int]]:
+    """Text and target tokenized together, and the range [b, e) of the target's tokens.
+
+    Position b - 1 predicts the target's first token. Never a special token in between.
+    """
+    whole = encode(tokenizer, with_target(text, target))
+    begin, end = whole.range(len(whole.text) - len(target.strip()), len(whole.text))
+    if begin == 0:
+        raise RomeError(f"the prompt {text!r} has no token of its own before {target!r}; "
+                        "give a longer prompt")
+    return whole, (begin, end)
+
+
+def first_target_id(tokenizer, text: str, target: str) -> int:
+    """The id of the target's first token after `text`."""
+    encoded, (begin, _) = encode_with_target(tokenizer, text, target)
+    return encoded.ids[begin]
