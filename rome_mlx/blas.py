@@ -13,10 +13,6 @@ import sys
 import warnings
 from pathlib import Path
 
-#: path of the BLAS that was loaded, or None
-loaded: str | None = None
-
-
 def candidates() -> list[str]:
     """OpenBLAS libraries with plain symbol names: the `cmeel-openblas` wheel's, the system's."""
     wheels = [Path(p) / "cmeel.prefix/lib/libopenblas.so.0" for p in sys.path if p]
@@ -46,4 +42,5 @@ def load() -> str | None:
     return None
 
 
-loaded = load()
+#: path of the BLAS that was loaded, or None
+loaded: str | None = load()

@@ -24,8 +24,8 @@ from .hooks import find_module
 class Prefix:
     """One layer's attention keys and values of the tokens that come before.
 
-    It is what an mlx-lm attention takes as its cache. Keys and values have one row, which all
-    rows share, or a row each. Rows of different length are padded on the left: `padding` is the
+    It is what an mlx-lm attention takes as its cache. Keys and values have a row for each of the
+    batch's, or fewer, which the batch goes through again and again. Rows of different length are padded on the left: `padding` is the
     count a row, (rows,).
     After a run, `new` holds the keys and values that the run computed, (rows, heads, tokens, d).
     """
@@ -52,9 +52,9 @@ class Prefix:
 
 
 def _after(old: mx.array, new: mx.array) -> mx.array:
-    rows, one = new.shape[0], old.shape[0]
-    if one != rows:
-        old = mx.broadcast_to(old, (rows, *old.shape[1:]))
+    copies = new.shape[0] // old.shape[0]
+    if copies > 1:
+        old = mx.broadcast_to(old[None], (copies, *old.shape)).reshape(-1, *old.shape[1:])
     return mx.concatenate([old, new], axis=2)
 
 

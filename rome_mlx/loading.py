@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from . import gguf_import
 from .architectures import architecture, model_type
@@ -80,6 +80,14 @@ def weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
                          mode=module.mode).astype(dtype)
 
 
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear module, of an adapted one that of its base."""
+    while "linear" in module:
+        module = module.linear
+    out, packed = module.weight.shape
+    return out, packed * 32 // module.bits if _quantized(module) else packed
+
+
 def dequantized(module: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
     """The float module with a quantized module's values."""
     full = weight(module, dtype)
@@ -103,8 +111,6 @@ def describe(model: nn.Module, tokenizer) -> dict:
 
 
 def _floats(model):
-    from mlx.utils import tree_flatten
-
     return (w for _, w in tree_flatten(model.parameters()) if mx.issubdtype(w.dtype, mx.floating))
 
 

@@ -1,0 +1,1 @@
+"""Causal tracing (ROME paper, section 2): which hidden states carry a fact."""

@@ -1,0 +1,49 @@
+"""Which layer decides: one rule for a fact and for a model's averages.
+
+The state of the subject's last token carries the fact from the layer that wrote it on. Restoring
+MLP outputs says who wrote it, but on small models layer 0, which spells the token out of its
+embedding, is part of every low window and dominates: all windows that hold it say the same. They
+are left out of the choice.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Decision:
+    """layer: the peak; effect: its indirect effect; clear: whether it stands out; reason: why."""
+
+    layer: int
+    effect: float
+    clear: bool
+    reason: str
+
+
+def decide(effect: np.ndarray, total: float, first: int = 1) -> Decision:
+    """The layer with the largest indirect effect at the subject's last token.
+
+    effect: (layers,) indirect effects; total: the total effect, clean minus corrupted; first:
+    the lowest layer that may be chosen, above every window that holds layer 0.
+    Clear when the total effect is at least 0.05, the peak recovers a tenth of it, and the peak
+    is at least twice the median of the candidates' effects.
+    """
+    effect = np.asarray(effect, np.float64)
+    first = min(first, len(effect) - 1)
+    layer = first + int(np.argmax(effect[first:]))
+    peak, typical = float(effect[layer]), float(np.median(effect[first:]))
+    if total < 0.05:
+        clear, why = False, f"corrupting the subject costs only {total:.3f} of probability"
+    elif peak < 0.1 * total:
+        clear, why = False, f"the peak, {peak:.3f}, recovers less than a tenth of {total:.3f}"
+    elif peak < 2 * typical:
+        clear, why = False, f"the peak, {peak:.3f}, is under twice the median, {typical:.3f}"
+    else:
+        clear, why = True, f"the peak, {peak:.3f}, recovers {100 * peak / total:.0f} % of the fact"
+    return Decision(layer, peak, clear, why)
+
+
+def first_candidate(kind: str, window: int) -> int:
+    """The lowest layer whose cell says nothing of layer 0 alone."""
+    return 1 if kind == "hidden" else window // 2 + 1
