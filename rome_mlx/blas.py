@@ -9,15 +9,20 @@ import ctypes
 import ctypes.util
 import os
 import platform
+import re
 import sys
+import tempfile
 import warnings
 from pathlib import Path
+
+from .data_files import cache_directory
+
 
 def candidates() -> list[str]:
     """OpenBLAS libraries with plain symbol names: the `cmeel-openblas` wheel's, the system's."""
     wheels = [Path(p) / "cmeel.prefix/lib/libopenblas.so.0" for p in sys.path if p]
     found = [str(path) for path in wheels if path.is_file()]
-    if not found and (system := ctypes.util.find_library("openblas")):
+    if system := ctypes.util.find_library("openblas"):
         found.append(system)
     return found
 
@@ -34,12 +39,41 @@ def load() -> str | None:
                           "matrix products about 30 times faster on this CPU", stacklevel=3)
         return None
     for path in paths:
-        try:
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-            return path
-        except OSError:
-            continue
+        for prepare in (None, _provide_gfortran):
+            try:
+                if prepare is not None:
+                    prepare()
+                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+                return path
+            except OSError:
+                continue
     return None
+
+
+def _provide_gfortran() -> None:
+    """Load a libgfortran.so.5, which the OpenBLAS wheel needs and does not carry.
+
+    MLX's and numpy's wheels carry it under a name with a hash in it. The loader goes by the
+    library's own name, so a copy with the plain name is kept in the cache directory.
+    """
+    hashed = r"libgfortran-[0-9a-f-]+\.so\.5\.0\.0"
+    libraries = [file for p in sys.path if p for package in ("mlx_cpu.libs", "numpy.libs")
+                 for file in sorted(Path(p, package).glob("libgfortran-*.so.5.0.0"))
+                 if re.fullmatch(hashed, file.name)]
+    if not libraries:
+        raise OSError("no libgfortran among the installed wheels")
+    source = libraries[0]
+    for quadmath in source.parent.glob("libquadmath-*.so.0.0.0"):
+        ctypes.CDLL(str(quadmath), mode=ctypes.RTLD_GLOBAL)
+    target = cache_directory() / "lib" / source.stem / "libgfortran.so.5"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        name = source.name.encode() + b"\0"
+        plain = b"libgfortran.so.5".ljust(len(name), b"\0")
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            file.write(source.read_bytes().replace(name, plain))
+        os.replace(file.name, target)
+    ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
 
 
 #: path of the BLAS that was loaded, or None

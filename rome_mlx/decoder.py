@@ -25,8 +25,8 @@ class Prefix:
     """One layer's attention keys and values of the tokens that come before.
 
     It is what an mlx-lm attention takes as its cache. Keys and values have a row for each of the
-    batch's, or fewer, which the batch goes through again and again. Rows of different length are padded on the left: `padding` is the
-    count a row, (rows,).
+    batch's, or fewer, which the batch goes through again and again. Rows of different length are
+    padded on the left: `padding` is the count a row, (rows,).
     After a run, `new` holds the keys and values that the run computed, (rows, heads, tokens, d).
     """
 

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from . import gguf_import
 from .architectures import architecture, model_type
+from .data_files import cache_directory
 from .errors import RomeError
 
 DTYPES = ("auto", "float32", "bfloat16", "stored")
@@ -112,15 +112,6 @@ def describe(model: nn.Module, tokenizer) -> dict:
 
 def _floats(model):
     return (w for _, w in tree_flatten(model.parameters()) if mx.issubdtype(w.dtype, mx.floating))
-
-
-def cache_directory() -> Path:
-    """ROME_MLX_CACHE, or the platform's cache directory."""
-    if configured := os.environ.get("ROME_MLX_CACHE"):
-        return Path(configured)
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/rome-mlx"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rome-mlx"
 
 
 def converted(gguf: str | os.PathLike) -> Path:
