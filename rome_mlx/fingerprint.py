@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .loading import weight
+from .loading import is_quantized, weight
 
 _TOLERANCE = 1e-5
 _PROJECTIONS = 8
@@ -20,7 +20,7 @@ def fingerprint(module: nn.Module) -> list[float]:
 
     Applied edits are set aside, adapters too.
     """
-    w = weight(original(module))
+    w = original_weight(module)
     out, into = w.shape
     signs = np.random.RandomState(0)
     left = mx.array(signs.choice([-1.0, 1.0], (_PROJECTIONS, out)), dtype=mx.float32)
@@ -38,11 +38,11 @@ def same(one: list[float], other: list[float]) -> bool:
     return norm_close and np.allclose(one[3:], other[3:], rtol=0, atol=_TOLERANCE)
 
 
-def original(module: nn.Module) -> nn.Module:
-    """The module that holds the weight as it was loaded: without adapters and applied edits."""
-    while True:
-        if (applied := getattr(module, "_rome_applied", None)) is not None:
-            return applied.original
-        if "linear" not in module:
-            return module
+def original_weight(module: nn.Module) -> mx.array:
+    """A linear module's weight (out, in) as it was loaded: no adapter, no applied edit."""
+    while (applied := getattr(module, "_rome_applied", None)) is None and "linear" in module:
         module = module.linear
+    if applied is None:
+        return weight(module)
+    return weight(applied.original) if is_quantized(applied.original) \
+        else applied.weight.astype(mx.float32)

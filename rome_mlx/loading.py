@@ -60,20 +60,20 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
 def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     """Dequantize every quantized module of the model, in place, and cast floats to `dtype`."""
     model.update_modules(tree_map(
-        lambda m: dequantized(m, dtype) if _quantized(m) else m,
+        lambda m: dequantized(m, dtype) if is_quantized(m) else m,
         model.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module)))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
     mx.eval(model.parameters())
     return model
 
 
-def _quantized(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     return isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
 
 
 def weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
     """A linear or embedding module's weight (out, in), dequantized and cast."""
-    if not _quantized(module):
+    if not is_quantized(module):
         return module.weight.astype(dtype)
     return mx.dequantize(module.weight, module.scales, module.get("biases"),
                          group_size=module.group_size, bits=module.bits,
@@ -85,7 +85,7 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
     while "linear" in module:
         module = module.linear
     out, packed = module.weight.shape
-    return out, packed * 32 // module.bits if _quantized(module) else packed
+    return out, packed * 32 // module.bits if is_quantized(module) else packed
 
 
 def dequantized(module: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Writing facts into MLP weights: ROME and its successors."""

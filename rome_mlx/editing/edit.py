@@ -1,0 +1,174 @@
+"""An edit: low-rank changes of named weights, with where they come from, and a way back."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+
+import numpy as np
+
+from ..decoder import Decoder
+from ..errors import RomeError
+from ..facts import EditRequest
+from ..fingerprint import fingerprint, same
+from ..hooks import find_module
+from . import applied
+from .hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """a (d_in, r), b (r, d_out), float64: W += (a @ b).T"""
+
+    a: np.ndarray = field(repr=False)
+    b: np.ndarray = field(repr=False)
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    def __add__(self, other: LowRank) -> LowRank:
+        return LowRank(np.concatenate([self.a, other.a], 1), np.concatenate([self.b, other.b], 0))
+
+
+@dataclass(eq=False)
+class Edit:
+    """What one call of an editor found. The model is not changed until `apply`.
+
+    deltas: {module path: LowRank}; requests: what was written; layers; losses: one dict a step;
+    fingerprints: {module path: of the original weight}; model: {"path", "type", "dtype"};
+    numbers: what `verify` measured, kept when the edit is saved.
+    """
+
+    method: str
+    requests: list[EditRequest]
+    deltas: dict[str, LowRank]
+    layers: list[int]
+    hyperparameters: Hyperparameters | None = None
+    context_templates: list[str] = field(default_factory=list, repr=False)
+    losses: list[dict] = field(default_factory=list, repr=False)
+    seed: int = 0
+    fingerprints: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    model: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict, repr=False)
+    numbers: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def request(self) -> EditRequest:
+        return self.requests[0]
+
+    @property
+    def layer(self) -> int:
+        return self.layers[0]
+
+    def _only(self) -> LowRank:
+        deltas = list(self.deltas.values())
+        if len(deltas) != 1 or deltas[0].rank != 1:
+            raise RomeError("this edit is not of rank one; read edit.deltas")
+        return deltas[0]
+
+    @property
+    def left_vector(self) -> np.ndarray:
+        """(d_in,) float64: ΔW = right leftᵀ."""
+        return self._only().a[:, 0]
+
+    @property
+    def right_vector(self) -> np.ndarray:
+        """(d_out,) float64."""
+        return self._only().b[0]
+
+    def apply(self, model, *, force: bool = False) -> None:
+        """Write into float weights; put a side adapter on quantized ones.
+
+        Raises RomeError when the edit is applied already, and, unless `force`, when a weight is
+        not the one that it was computed for.
+        """
+        self._check(model, force)
+        for path, delta in self.deltas.items():
+            applied.add(model, path, self, delta)
+
+    def revert(self, model) -> None:
+        """Take the edit back. With all edits reverted, every array is the one before."""
+        for path in self.deltas:
+            if not applied.contains(model, path, self):
+                raise RomeError("this edit is not applied to this model; nothing to revert")
+        for path in self.deltas:
+            applied.remove(model, path, self)
+
+    def is_applied(self, model) -> bool:
+        return all(applied.contains(model, path, self) for path in self.deltas)
+
+    @contextmanager
+    def applied(self, model, *, force: bool = False):
+        """`with edit.applied(model):` the edit is there inside, and gone after."""
+        self.apply(model, force=force)
+        try:
+            yield model
+        finally:
+            self.revert(model)
+
+    def _check(self, model, force: bool) -> None:
+        for path in self.deltas:
+            if applied.contains(model, path, self):
+                raise RomeError(f"this edit is applied to {path} already; revert it first")
+            try:
+                module = find_module(model, path)
+            except RomeError as error:
+                raise RomeError(f"the edit is of another model ({self.model.get('path')}): "
+                                f"{error}") from error
+            found = fingerprint(module)
+            expected = self.fingerprints.get(path)
+            if expected is not None and found[:2] != expected[:2]:
+                raise RomeError(f"the edit is for a {expected[0]:.0f} × {expected[1]:.0f} weight "
+                                f"of {self.model.get('path')}, but {path} here is "
+                                f"{found[0]:.0f} × {found[1]:.0f}; load the edit's model")
+            if not force and expected is not None and not same(found, expected):
+                raise RomeError(f"the weight of {path} is not the one this edit was computed for "
+                                f"({self.model.get('path')}); load that model, or pass "
+                                "force=True")
+
+    def norm_change(self, model) -> dict[str, float]:
+        """{module path: ‖ΔW‖ / ‖W‖}, Frobenius, W the original weight."""
+        return {path: float(np.sqrt(np.sum((d.a.T @ d.a) * (d.b @ d.b.T))))
+                / fingerprint(find_module(model, path))[2] for path, d in self.deltas.items()}
+
+    def save(self, directory) -> None:
+        """Save as an mlx-lm adapter, with edit.json. Raises RomeError if something is there."""
+        from .adapter import save_edit
+
+        save_edit(self, directory)
+
+
+def provenance(decoder: Decoder, model: dict, paths) -> dict:
+    """The fields of an Edit that say what it was computed on."""
+    return {"model": model, "versions": versions(),
+            "fingerprints": {p: fingerprint(find_module(decoder.model, p)) for p in paths}}
+
+
+def versions() -> dict[str, str]:
+    return {**{name: version(name) for name in ("rome-mlx", "mlx", "mlx-lm")},
+            "python": platform.python_version()}
+
+
+def stack(edits) -> Edit:
+    """One Edit that does what all of `edits` do together."""
+    edits = list(edits)
+    if not edits:
+        raise RomeError("there is no edit to stack; give one or more")
+    deltas: dict[str, LowRank] = {}
+    fingerprints: dict[str, list[float]] = {}
+    for edit in edits:
+        for path, delta in edit.deltas.items():
+            deltas[path] = deltas[path] + delta if path in deltas else delta
+            found = edit.fingerprints.get(path)
+            if found and not same(fingerprints.setdefault(path, found), found):
+                raise RomeError(f"the edits were computed for different weights at {path}; "
+                                "stack edits of one model")
+    first = {f.name: getattr(edits[0], f.name) for f in fields(Edit)}
+    methods = {edit.method for edit in edits}
+    return Edit(**{**first, "method": methods.pop() if len(methods) == 1 else "stack",
+                   "requests": [r for edit in edits for r in edit.requests], "deltas": deltas,
+                   "layers": sorted({layer for edit in edits for layer in edit.layers}),
+                   "losses": [], "numbers": {}, "fingerprints": fingerprints})
