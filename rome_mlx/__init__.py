@@ -1,0 +1,21 @@
+"""Locate, edit and verify facts in language models on Apple MLX."""
+
+from . import blas  # noqa: F401  a fast BLAS has to be there before mlx is
+from .editing.adapter import load_edit
+from .editing.edit import Edit, LowRank, stack
+from .editing.hyperparameters import Hyperparameters
+from .editing.rome import p_rome, r_rome, rome
+from .errors import RomeError
+from .facts import EditRequest, Fact
+from .hooks import intercept
+from .loading import load
+from .moments.estimator import Moments, SecondMoment, second_moments
+from .pipeline import locate_then_edit
+from .tracing.trace import Trace, trace
+from .verify import Verification, verify
+
+__all__ = [
+    "Edit", "EditRequest", "Fact", "Hyperparameters", "LowRank", "Moments", "RomeError",
+    "SecondMoment", "Trace", "Verification", "intercept", "load", "load_edit",
+    "locate_then_edit", "p_rome", "r_rome", "rome", "second_moments", "stack", "trace", "verify",
+]

@@ -123,18 +123,26 @@ def converted(gguf: str | os.PathLike) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     target = cache_directory() / "models" / f"{path.stem}-v{gguf_import.VERSION}-{digest}"
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".importing-", dir=target.parent)
-        try:
-            gguf_import.convert(path, temporary)
-            os.chmod(temporary, 0o755)
-            os.rename(temporary, target)
-        except OSError:
-            if not target.is_dir():  # another process was first otherwise
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        import_gguf(path, target)
     return target
+
+
+def import_gguf(gguf: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Write a GGUF file as an mlx-lm directory, whole or not at all."""
+    path, target = Path(gguf), Path(target)
+    if not path.is_file():
+        raise RomeError(f"there is no file {str(path)!r}; give the path of a GGUF file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=".importing-", dir=target.parent)
+    try:
+        gguf_import.convert(path, temporary)
+        os.chmod(temporary, 0o755)
+        os.rename(temporary, target)
+    except OSError:
+        if not (target / "config.json").is_file():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _default_model() -> Path:

@@ -47,3 +47,8 @@ def decide(effect: np.ndarray, total: float, first: int = 1) -> Decision:
 def first_candidate(kind: str, window: int) -> int:
     """The lowest layer whose cell says nothing of layer 0 alone."""
     return 1 if kind == "hidden" else window // 2 + 1
+
+
+def scaled_window(layers: int) -> int:
+    """The paper's window of 10 in GPT-2 XL's 48 layers, in proportion to depth; even, at least 2."""
+    return max(2, 2 * round(5 * layers / 48))

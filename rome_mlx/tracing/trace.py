@@ -8,6 +8,7 @@ import numpy as np
 from ..decoder import Decoder
 from ..errors import RomeError
 from ..facts import Fact
+from ..loading import weight_shape
 from ..tokens import encode
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate
@@ -110,7 +111,7 @@ def trace(model, tokenizer, fact: Fact, *, kind: str = "hidden", samples: int = 
 
     The model is the same before and after. Raises RomeError for values out of range.
     """
-    _check(kind, samples, window, severed)
+    check_values(kind, samples, window, severed)
     decoder = Decoder(model)
     if not isinstance(noise, Corruption):
         noise = corruption(decoder, tokenizer, noise, replace=replace)
@@ -141,7 +142,8 @@ def trace(model, tokenizer, fact: Fact, *, kind: str = "hidden", samples: int = 
     )
 
 
-def _check(kind, samples, window, severed) -> None:
+def check_values(kind, samples, window, severed) -> None:
+    """Raises RomeError for values that no model can be traced with."""
     if kind not in KINDS:
         raise RomeError(f"kind {kind!r} is unknown; choose from {', '.join(KINDS)}")
     if severed not in (None, "mlp", "attn"):
@@ -171,7 +173,5 @@ def _positions(token_range, begin: int, end: int, tokens: int) -> list[int]:
 
 def _rows(decoder: Decoder, tokens: int, memory: float) -> int:
     """How many rows fit: about six MLP-wide and eight residual-wide float arrays at once."""
-    from ..loading import weight_shape
-
     width = 6 * weight_shape(decoder.module(0, "down"))[1] + 8 * decoder.dim
     return max(1, int(memory * 1e9 / (4 * width * max(1, tokens))))

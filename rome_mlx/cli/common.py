@@ -1,0 +1,105 @@
+"""What the commands share: the model's flags, numbers, lists and JSON files."""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from ..errors import RomeError
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="PATH|REPO",
+                       help="directory, hub id or .gguf file (default: SmolLM2-135M-Instruct)")
+    group.add_argument("--adapter-path", metavar="DIR", help="an mlx-lm adapter to load with it")
+    group.add_argument("--dtype", default="auto",
+                       choices=("auto", "float32", "bfloat16", "stored"),
+                       help="auto: as stored on a GPU, float32 on a CPU (default)")
+    group.add_argument("--trust-remote-code", action="store_true",
+                       help="let the model's own code run")
+    group.add_argument("--seed", type=int, default=0, help="of everything sampled (default 0)")
+
+
+def load_model(args):
+    """(model, tokenizer) as the model's flags say."""
+    from ..loading import load
+
+    options = {"adapter_path": args.adapter_path} if args.adapter_path else {}
+    if args.trust_remote_code:
+        options |= {"trust_remote_code": True,
+                    "tokenizer_config": {"trust_remote_code": True}}
+    return load(args.model, dtype=args.dtype, **options)
+
+
+def positive(text: str) -> int:
+    """argparse type: a count of 1 or more."""
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count of 1 or more")
+    return count
+
+
+def layer_list(text: str) -> list[int]:
+    """argparse type: layers such as 5,8 or 3-6."""
+    layers = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            layers += range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        layers = []
+    if not layers or min(layers) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 5,8 or 3-6")
+    return layers
+
+
+def noise_rule(text: str) -> str:
+    """argparse type: a noise rule."""
+    from ..tracing.corruption import parse_rule
+
+    try:
+        parse_rule(text)
+    except RomeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def check_file(path: str | None) -> None:
+    """Raises RomeError where an output file's directory is not there."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise RomeError(f"cannot write {path!r}: its directory does not exist; make it first")
+
+
+def write_json(path: str | None, value) -> None:
+    """Write a JSON file whole or not at all; nothing where path is None."""
+    if path is None:
+        return
+    target = Path(path).absolute()
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise RomeError(f"cannot write {path!r}: {error.strerror}; choose another file") from error
+
+
+def read_json(path: str):
+    """A JSON or JSONL file's value. Raises RomeError for what is neither."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RomeError(f"cannot read {path!r}: {error}; give a JSON file") from error
+    try:
+        if Path(path).suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
+    except ValueError as error:
+        raise RomeError(f"{path!r} is not JSON ({error}); mend it") from error

@@ -1,0 +1,71 @@
+"""Trace one fact: hide the subject with noise, put one state of the clean run back at a time,
+and see how much of the answer returns.
+
+  rome-mlx trace --prompt "{} is located in the city of" --subject "The Eiffel Tower" \\
+      --kind mlp --plot trace.png
+"""
+
+from .common import add_model_arguments, check_file, load_model, noise_rule, positive, write_json
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--prompt", required=True, help="with {} where the subject goes")
+    parser.add_argument("--subject", required=True)
+    parser.add_argument("--kind", choices=("hidden", "mlp", "attn"), default="hidden",
+                        help="what is restored (default hidden)")
+    parser.add_argument("--severed", choices=("mlp", "attn"),
+                        help="hold that module's output corrupted in later layers")
+    parser.add_argument("--token-range", choices=("subject_last", "all"), default="all")
+    add_corruption_arguments(parser)
+    parser.add_argument("--plot", metavar="FILE", help="draw the map")
+    parser.add_argument("--json", metavar="FILE", help="write the result")
+    add_model_arguments(parser)
+
+
+def add_corruption_arguments(parser) -> None:
+    parser.add_argument("--window", type=positive, default=10,
+                        help="layers restored together, mlp and attn (default 10)")
+    parser.add_argument("--samples", type=positive, default=10,
+                        help="corrupted runs (default 10)")
+    parser.add_argument("--noise", type=noise_rule, default="s3", metavar="RULE",
+                        help="s3, 0.35, u0.35, m or t5 (default s3)")
+    parser.add_argument("--replace", action="store_true",
+                        help="put the noise in place of the embedding")
+    parser.add_argument("--noise-seed", type=int, default=1)
+
+
+def run(args) -> int:
+    from ..facts import Fact
+    from ..tracing.trace import check_values, trace
+
+    fact = Fact(args.prompt, args.subject)
+    check_values(args.kind, args.samples, args.window, args.severed)
+    check_file(args.json)
+    check_file(args.plot)
+    model, tokenizer = load_model(args)
+    result = trace(model, tokenizer, fact, kind=args.kind, samples=args.samples,
+                   noise=args.noise, window=args.window, severed=args.severed,
+                   token_range=args.token_range, replace=args.replace,
+                   noise_seed=args.noise_seed)
+    show(result)
+    write_json(args.json, result.to_json())
+    if args.plot:
+        result.plot(args.plot)
+    return 0
+
+
+def show(result) -> None:
+    """Print a trace: the answer, and the best layers at each token."""
+    level = "" if result.noise_level is None else f" (level {result.noise_level:.3f})"
+    print(f"{result.prompt.replace('{}', result.subject)!r} → {result.answer!r}")
+    print(f"  clean {result.clean_prob:.3f}, corrupted {result.corrupted_prob:.3f}, "
+          f"noise {result.noise}{level}, {result.samples} samples")
+    for position, row in zip(result.positions, result.scores, strict=True):
+        begin, end = result.subject_range
+        mark = "*" if begin <= position < end else " "
+        best = int(row.argmax())
+        print(f"  {result.tokens[position]!r:>16.16}{mark} best at layer {best:>2}: "
+              f"{row[best]:.3f}")
+    if result.subject_range[1] - 1 in result.positions:
+        decision = result.decision
+        print(f"  decisive layer {decision.layer}: {decision.reason}")

@@ -1,0 +1,113 @@
+"""Did the edit do what it should, and what else did it change?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from .editing.edit import Edit
+from .errors import RomeError
+from .probabilities import chat_answer, continuation, first_choice, target_probabilities
+from .tracing.trace import Trace, trace
+
+
+@dataclass(frozen=True)
+class PromptCheck:
+    """One prompt before and after: probabilities of both targets, the first choice, a greedy
+    continuation. role: rewrite, paraphrase or neighbor."""
+
+    role: str
+    prompt: str
+    target_new_before: float
+    target_new_after: float
+    target_true_before: float
+    target_true_after: float
+    first_before: str
+    first_after: str
+    continuation_before: str
+    continuation_after: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """target_true: what the unedited model said; prompts: the rewrite first; chat: question and
+    answers before and after, for an instruction-tuned model; retrace: the old answer's trace in
+    the old model and the new answer's in the edited one; norm_change: ‖ΔW‖ / ‖W‖ a weight."""
+
+    target_new: str
+    target_true: str
+    prompts: list[PromptCheck]
+    chat: dict | None
+    before: Trace | None
+    after: Trace | None
+    norm_change: dict[str, float]
+
+    @property
+    def written(self) -> bool:
+        """Whether the model now prefers the new target on the prompt."""
+        rewrite = self.prompts[0]
+        return rewrite.target_new_after > rewrite.target_true_after
+
+    def to_json(self) -> dict:
+        return {"target_true": self.target_true, "written": self.written,
+                "probabilities": [asdict(prompt) for prompt in self.prompts], "chat": self.chat,
+                "retrace": {"before": self.before and self.before.to_json(),
+                            "after": self.after and self.after.to_json()},
+                "norm_change": self.norm_change}
+
+
+def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
+           neighbors: Sequence[str] = (), question: str | None = None,
+           retrace: bool = True, **trace_options) -> Verification:
+    """Measure an edit's first request with and without the edit; the model ends as it came.
+
+    paraphrases: other ways to ask, which should give the new target; neighbors: prompts on other
+    subjects, which should not change; question: asked under the chat template, by default the
+    prompt as a question; trace_options: for the re-trace, by default hidden states at the
+    subject's last token. Raises RomeError for an empty prompt.
+    """
+    for prompt in (*paraphrases, *neighbors):
+        if not prompt.strip():
+            raise RomeError("a paraphrase or neighbor is empty; give a prompt to continue")
+    request = edit.request
+    prompts = [("rewrite", request.text), *(("paraphrase", p) for p in paraphrases),
+               *(("neighbor", p) for p in neighbors)]
+    question = question or f"Complete the sentence: {request.text} ..."
+    options = {"kind": "hidden", "token_range": "subject_last", **trace_options}
+
+    def look(true):
+        """Everything that is measured in one state of the model."""
+        said = true or first_choice(model, tokenizer, request.text)[0].strip()
+        texts = [prompt for _, prompt in prompts]
+        return (said,
+                target_probabilities(model, tokenizer, [(p, request.target_new) for p in texts]),
+                target_probabilities(model, tokenizer, [(p, said) for p in texts]),
+                [first_choice(model, tokenizer, p)[0] for p in texts],
+                [continuation(model, tokenizer, p) for p in texts],
+                chat_answer(model, tokenizer, question),
+                trace(model, tokenizer, request.fact, **options) if retrace else None)
+
+    with _without(model, edit):
+        true, *before, answer_before, trace_before = look(request.target_true)
+        with edit.applied(model):
+            _, *after, answer_after, trace_after = look(true)
+        norm_change = edit.norm_change(model)
+    checks = [PromptCheck(role, prompt, *(x for pair in zip(b, a, strict=True) for x in pair))
+              for (role, prompt), b, a in zip(prompts, zip(*before, strict=True),
+                                              zip(*after, strict=True), strict=True)]
+    chat = None if answer_before is None else {
+        "question": question, "before": answer_before, "after": answer_after}
+    return Verification(request.target_new, true, checks, chat, trace_before, trace_after,
+                        norm_change)
+
+
+@contextmanager
+def _without(model, edit: Edit) -> Iterator[None]:
+    """The model with this edit set aside, if it is applied."""
+    was_applied = edit.is_applied(model)
+    if was_applied:
+        edit.revert(model)
+    try:
+        yield
+    finally:
+        if was_applied:
+            edit.apply(model, force=True)
