@@ -50,5 +50,5 @@ def first_candidate(kind: str, window: int) -> int:
 
 
 def scaled_window(layers: int) -> int:
-    """The paper's window of 10 in GPT-2 XL's 48 layers, in proportion to depth; even, at least 2."""
+    """The paper's window, 10 of GPT-2 XL's 48 layers, in proportion to depth: even, 2 or more."""
     return max(2, 2 * round(5 * layers / 48))

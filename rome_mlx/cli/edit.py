@@ -1,0 +1,141 @@
+"""Locate the layer that decides a fact, edit it, trace again, and show what changed.
+
+  rome-mlx edit --prompt "{} is located in the city of" --subject "The Eiffel Tower" \\
+      --target-new Rome --save-path edits/eiffel
+"""
+
+import argparse
+import time
+
+from ..errors import RomeError
+from .common import add_model_arguments, check_file, load_model, read_json, write_json
+from .story import Story
+
+
+def layer_choice(text: str):
+    """argparse type: auto or a layer's number."""
+    if text == "auto":
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a layer's number")
+    return int(text)
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--prompt", help="with {} where the subject goes")
+    parser.add_argument("--subject")
+    parser.add_argument("--target-new", help="what the model should say")
+    parser.add_argument("--requests", metavar="FILE",
+                        help="JSON or JSONL of many requests, written one after the other")
+    parser.add_argument("--method", default="rome", help="rome, r-rome or p-rome (default rome)")
+    parser.add_argument("--hyperparameters", metavar="published|FILE",
+                        help="published, or a JSON file of some of them")
+    parser.add_argument("--layer", type=layer_choice, default="auto",
+                        help="auto: by the trace (default), or a number")
+    parser.add_argument("--moments", metavar="DIR",
+                        help="as rome-mlx moments wrote them (default: shipped or cached)")
+    parser.add_argument("--paraphrase", action="append", default=[], metavar="P",
+                        help="another way to ask; may be given again")
+    parser.add_argument("--neighbor", action="append", default=[], metavar="P",
+                        help="a prompt that should not change; may be given again")
+    parser.add_argument("--save-path", metavar="DIR", help="save the edit as an mlx-lm adapter")
+    parser.add_argument("--json", metavar="FILE", help="write the result")
+    add_model_arguments(parser)
+
+
+def run(args) -> int:
+    from ..editing.adapter import check_destination
+    from ..editing.hyperparameters import hyperparameters
+    from ..editing.methods import method
+
+    cases = _cases(args)
+    method(args.method)
+    given = args.hyperparameters
+    hp = hyperparameters(given if given in (None, "published") else read_json(given))
+    check_file(args.json)
+    if args.save_path is not None:
+        check_destination(args.save_path)
+    model, tokenizer = load_model(args)
+    results, started = [], time.monotonic()
+    edits = []
+    try:
+        for i, case in enumerate(cases):
+            result, seconds = _one(model, tokenizer, case, args, hp)
+            results.append({**result.to_json(), "seconds": seconds, "adapter": args.save_path})
+            edits.append(result.edit)
+            if i < len(cases) - 1:
+                result.edit.apply(model)
+    finally:
+        for edit in reversed(edits):
+            if edit.is_applied(model):
+                edit.revert(model)
+    _save(args, edits)
+    write_json(args.json, results[0] if args.requests is None else
+               {"edits": results, "seconds": time.monotonic() - started})
+    return 0 if all(result["written"] for result in results) else 1
+
+
+def _one(model, tokenizer, case, args, hp):
+    from ..pipeline import locate_then_edit
+
+    request, paraphrases, neighbors = case
+    story, started = Story(request), time.monotonic()
+    result = locate_then_edit(
+        model, tokenizer, request, layer=args.layer, method=args.method, moments=args.moments,
+        hyperparameters=hp, seed=args.seed, paraphrases=paraphrases, neighbors=neighbors,
+        progress=story.tell)
+    story.end(result)
+    return result, time.monotonic() - started
+
+
+def _save(args, edits) -> None:
+    from ..editing.edit import stack
+
+    if args.save_path is None:
+        return
+    edit = edits[0] if len(edits) == 1 else stack(edits)
+    edit.save(args.save_path)
+    print(f"\nSaved in {args.save_path}. Use it, or leave it out to be without it:\n"
+          f"  mlx_lm.generate --model MODEL --adapter-path {args.save_path} \\\n"
+          f"    --ignore-chat-template --prompt {edit.request.text!r}\n"
+          f"MODEL is the \"path\" in {args.save_path}/edit.json. In Python: "
+          "edit.revert(model)")
+
+
+def _cases(args) -> list[tuple]:
+    """[(request, paraphrases, neighbors)] from the flags or the file."""
+    from ..facts import EditRequest
+
+    flags = {"--prompt": args.prompt, "--subject": args.subject, "--target-new": args.target_new}
+    if args.requests is None:
+        if missing := [flag for flag, value in flags.items() if value is None]:
+            raise RomeError(f"{', '.join(missing)} missing; give --prompt, --subject and "
+                            "--target-new, or --requests FILE")
+        return [(EditRequest(args.prompt, args.subject, args.target_new), args.paraphrase,
+                 args.neighbor)]
+    if any(value is not None for value in flags.values()) or args.paraphrase or args.neighbor:
+        raise RomeError("--requests FILE comes instead of --prompt, --subject, --target-new, "
+                        "--paraphrase and --neighbor; give one or the other")
+    records = read_json(args.requests)
+    if not isinstance(records, list) or not records:
+        raise RomeError(f"{args.requests!r} holds no list of requests; see rome-mlx edit --help")
+    return [_case(args.requests, i, record) for i, record in enumerate(records)]
+
+
+def _case(path: str, index: int, record) -> tuple:
+    from ..facts import EditRequest
+
+    try:
+        if "requested_rewrite" in record:  # CounterFact
+            rewrite = record["requested_rewrite"]
+            return (EditRequest(rewrite["prompt"], rewrite["subject"],
+                                rewrite["target_new"]["str"], rewrite["target_true"]["str"]),
+                    record.get("paraphrase_prompts", []), record.get("neighborhood_prompts", []))
+        return (EditRequest(record["prompt"], record["subject"], record["target_new"],
+                            record.get("target_true")),
+                record.get("paraphrases", []), record.get("neighbors", []))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RomeError(f"{path!r}, record {index}: needs prompt, subject and target_new "
+                        f"({type(error).__name__}: {error})") from error
+    except RomeError as error:
+        raise RomeError(f"{path!r}, record {index}: {error}") from error
