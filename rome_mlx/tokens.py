@@ -6,6 +6,8 @@ special tokens, from character offsets. Tokenizing the pieces on their own gives
 
 from dataclasses import dataclass
 
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
 from .errors import RomeError
 
 
@@ -25,9 +27,14 @@ class Encoded:
         return touching[0], touching[-1] + 1
 
 
+def unwrapped(tokenizer):
+    """The transformers tokenizer inside mlx-lm's wrapper."""
+    return tokenizer._tokenizer if isinstance(tokenizer, TokenizerWrapper) else tokenizer
+
+
 def encode(tokenizer, text: str) -> Encoded:
     """Tokenize a whole text as mlx-lm's generation does, BOS included where the model has one."""
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = unwrapped(tokenizer)
     special = inner.bos_token is None or not text.startswith(inner.bos_token)
     if getattr(inner, "is_fast", False):
         out = inner(text, return_offsets_mapping=True, add_special_tokens=special)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import RomeError
 from ..sampling import sample, start_token
+from ..tokens import unwrapped
 
 #: shorthand -> (hub data set, configuration)
 HUB = {
@@ -26,7 +27,7 @@ def rows(model, tokenizer, corpus: str | Path, length: int, *, seed: int = 0,
     if str(corpus) == "self":
         yield from _own_samples(model, tokenizer, length, seed, skip)
         return
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = unwrapped(tokenizer)
     buffer: list[int] = []
     for text in texts(corpus):
         ids = inner.encode(text, add_special_tokens=False)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
+from ..architectures import model_type
 from ..decoder import Decoder
 from ..errors import RomeError
 from ..fingerprint import fingerprint
@@ -104,9 +105,15 @@ def second_moments(model, tokenizer, layers, corpus: str | Path = "wikitext",
 def about_layer(decoder: Decoder, tokenizer, layer: int) -> dict:
     """What identifies the keys of a layer: model, layer, module path, fingerprint, width."""
     module = decoder.module(layer, "down")
-    return {"model": describe(decoder.model, tokenizer), "layer": layer,
+    return {"model": model_name(decoder.model, tokenizer), "layer": layer,
             "module": decoder.path(layer, "down"), "dim": weight_shape(module)[1],
             "fingerprint": fingerprint(module)}
+
+
+def model_name(model, tokenizer) -> str:
+    """A hub id, or the last part of a local directory's path: what to call the model elsewhere."""
+    path = describe(model, tokenizer)["path"] or model_type(model)
+    return Path(path).name if Path(path).is_dir() else path
 
 
 def _begun(about: dict, output) -> SecondMoment:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..errors import RomeError
+from ..loading import describe
 from . import store
 from .estimator import SecondMoment, about_layer, second_moments
 
@@ -24,8 +25,8 @@ def moment_matrix(model, tokenizer, layer: int, moments=None) -> np.ndarray:
     """
     decoder = Decoder(model)
     about = about_layer(decoder, tokenizer, decoder.check_layer(layer))
-    command = (f"rome-mlx moments --layers {layer} --corpus self "
-               f"--tokens {_SELF_TOKENS} --model {about['model']['path']}")
+    command = (f"rome-mlx moments --layers {layer} --corpus self --tokens {_SELF_TOKENS} "
+               f"--model {describe(model, tokenizer)['path']}")
     if moments is None:
         path = store.find(about)
         if path is None:
@@ -59,7 +60,7 @@ def ensure_moments(model, tokenizer, layers, moments=None, *, seed: int = 0,
     abouts = [about_layer(decoder, tokenizer, layer) for layer in layers]
     missing = [about["layer"] for about in abouts if store.find(about) is None]
     if missing:
-        name = re.sub(r"[^\w.-]+", "-", Path(abouts[0]["model"]["path"] or "model").name)
+        name = re.sub(r"[^\w.-]+", "-", abouts[0]["model"])
         output = store.moments_cache() / f"{name}-self"
         print(f"rome-mlx: no second moments for layers {missing}; making them from the model's "
               f"own samples, kept in {output}", file=sys.stderr)

@@ -13,7 +13,7 @@ import numpy as np
 from ..data_files import read_lines
 from ..decoder import Decoder
 from ..errors import RomeError
-from ..tokens import encode
+from ..tokens import encode, unwrapped
 
 RULES = "s3 (times the subjects' standard deviation), 0.35, u0.35, m, t5"
 _NUMBER = r"\d+\.?\d*(?:e-?\d+)?|\.\d+"
@@ -93,7 +93,7 @@ def corruption(decoder: Decoder, tokenizer, rule: str | float = "s3", *, subject
 def embedding_std(decoder: Decoder, tokenizer, subjects) -> float:
     """Standard deviation pooled over every number of the subjects' token embeddings, each subject
     tokenized on its own, with no space before it."""
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = unwrapped(tokenizer)
     ids = [i for s in subjects for i in inner.encode(s, add_special_tokens=False)]
     return float(np.std(np.array(decoder.embed([ids]).astype(mx.float32)), dtype=np.float64))
 
