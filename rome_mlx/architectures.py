@@ -31,11 +31,17 @@ class Architecture:
     logit_scale: Callable[[nn.Module, mx.array], mx.array] | None = None
     parallel: bool = False  # attention and MLP both read the block's input
     mlp_norm: bool = False  # a norm between the MLP's output and the residual stream
+    mask_array: bool = False  # attention wants its mask written out, not the word "causal"
 
 
 def _gemma_scale(model, h):
     # bfloat16 first, as the models were trained
     return h * mx.array(model.args.hidden_size**0.5, mx.bfloat16).astype(h.dtype)
+
+
+def _softcap(model, logits):
+    cap = model.final_logit_softcapping
+    return mx.tanh(logits / cap) * cap
 
 
 _LLAMA = Architecture()
@@ -49,6 +55,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="model.h", attention="attn", down="mlp.c_proj", embedding="model.wte",
         positions="model.wpe", norm="model.ln_f",
     ),
+    "gemma2": replace(
+        _LLAMA, embedding_scale=lambda model, h: h * model.args.hidden_size**0.5,
+        logit_scale=_softcap, mlp_norm=True, mask_array=True,
+    ),
     "gemma3_text": replace(
         _LLAMA, sliding="self_attn.is_sliding", window="model.window_size",
         embedding_scale=_gemma_scale, mlp_norm=True,
@@ -61,10 +71,14 @@ def model_type(model: nn.Module) -> str:
     return type(model).__module__.rsplit(".", 1)[-1]
 
 
-def architecture(model: nn.Module) -> Architecture:
-    """The table's row for a loaded model. Raises RomeError for a model type without one."""
-    kind = model_type(model)
+def check_type(kind: str) -> Architecture:
+    """The row of a model type. Raises RomeError that lists the supported ones."""
     if kind not in ARCHITECTURES:
         raise RomeError(f"model type {kind!r} is not supported; supported are: "
                         + ", ".join(sorted(ARCHITECTURES)))
     return ARCHITECTURES[kind]
+
+
+def architecture(model: nn.Module) -> Architecture:
+    """The table's row for a loaded model. Raises RomeError for a model type without one."""
+    return check_type(model_type(model))

@@ -5,6 +5,7 @@ looks `cblas_sgemm` up in the global symbol scope first, so an OpenBLAS loaded t
 used instead. Nothing happens on other systems; ROME_MLX_BLAS=0 turns it off.
 """
 
+import contextlib
 import ctypes
 import ctypes.util
 import os
@@ -31,23 +32,38 @@ def load() -> str | None:
     """Load an OpenBLAS for MLX where that helps; its path, or None. Never raises."""
     if platform.system() != "Linux" or os.environ.get("ROME_MLX_BLAS") == "0":
         return None
-    paths = candidates()
-    if paths and "mlx.core" in sys.modules:
-        mx = sys.modules["mlx.core"]
-        if mx.default_device() == mx.cpu:
-            warnings.warn("mlx was imported before rome_mlx: importing rome_mlx first makes "
-                          "matrix products about 30 times faster on this CPU", stacklevel=3)
-        return None
-    for path in paths:
-        for prepare in (None, _provide_gfortran):
-            try:
-                if prepare is not None:
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home directory
+        paths = candidates()
+        if "mlx.core" in sys.modules:
+            _warn_too_late(paths)
+            return None
+        for path in paths:
+            for prepare in (lambda: None, _provide_gfortran):
+                with contextlib.suppress(OSError):
                     prepare()
-                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-                return path
-            except OSError:
-                continue
+                    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+                    return path
     return None
+
+
+def _warn_too_late(paths: list[str]) -> None:
+    mx = sys.modules["mlx.core"]
+    if paths and mx.default_device() == mx.cpu:
+        warnings.warn("mlx was imported before rome_mlx: importing rome_mlx first makes "
+                      "matrix products about 30 times faster on this CPU", stacklevel=4)
+
+
+def status() -> str:
+    """One line for people: what multiplies MLX's matrices on the CPU, and how to do better."""
+    if platform.system() != "Linux":
+        return "the system's BLAS"
+    if loaded:
+        return f"OpenBLAS, {loaded}"
+    if os.environ.get("ROME_MLX_BLAS") == "0":
+        return "MLX's own, slow: ROME_MLX_BLAS=0 turns OpenBLAS off"
+    if candidates():
+        return "MLX's own, slow: import rome_mlx before mlx"
+    return "MLX's own, slow: pip install cmeel-openblas"
 
 
 def _provide_gfortran() -> None:

@@ -150,6 +150,6 @@ class Decoder:
             window = None
         if prefix.padding is not None:
             return create_causal_mask(tokens, prefix.length, window, left_padding=prefix.padding)
-        if window is not None:
+        if window is not None or (self.architecture.mask_array and tokens > 1):
             return create_causal_mask(tokens, prefix.length, window)
         return "causal" if tokens > 1 else None

@@ -1,7 +1,8 @@
 """Turn a GGUF file into an ordinary mlx-lm directory.
 
 Q4_0, Q4_1 and Q8_0 stay quantized, as mlx's own 4- and 8-bit groups of 32 with float32 scales,
-value for value. Every other quantization is dequantized to float32 by the gguf package.
+value for value. Every other quantization (the K-quants, say) is dequantized to float32 by the gguf
+package, and float weights keep their type, so that no value is rounded.
 """
 
 import json
@@ -9,16 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import mlx.core as mx
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
+from mlx_lm.utils import load_model
 
 from .errors import RomeError
+from .gguf_file import KEPT, GGUFFile, Tensor
 from .gguf_tokenizer import write_tokenizer
 
 #: part of the cache's key: raise it when the output changes
-VERSION = 1
+VERSION = 2
 
 _LLAMA = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -52,21 +54,17 @@ class Family:
 
 
 class Metadata:
-    """The file's key-value pairs, architecture keys without their prefix."""
+    """The file's key-value pairs, the architecture's own by their name without its prefix."""
 
-    def __init__(self, reader: gguf.GGUFReader):
-        self.fields = {key: field for key, field in reader.fields.items()}
-        self.shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
-        self.architecture = self.raw("general.architecture")
-
-    def raw(self, key, default=None):
-        return self.fields[key].contents() if key in self.fields else default
+    def __init__(self, file: GGUFFile):
+        self.pairs = file.metadata
+        self.shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+        self.architecture = self.pairs["general.architecture"]
 
     def __call__(self, key, default=None):
-        value = self.raw(f"{self.architecture}.{key}", default)
+        value = self.pairs.get(f"{self.architecture}.{key}", default)
         if value is None:
-            raise RomeError(f"the GGUF file has no {self.architecture}.{key}; "
-                            "it is damaged or of an unknown version")
+            raise RomeError(f"it has no {self.architecture}.{key}")
         return value
 
 
@@ -83,7 +81,17 @@ def _llama_config(m: Metadata) -> dict:
         "vocab_size": m.shapes["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in m.shapes,
         "attention_bias": "blk.0.attn_q.bias" in m.shapes,
+        **_rope_scaling(m),
     }
+
+
+def _rope_scaling(m: Metadata) -> dict:
+    kind = m("rope.scaling.type", "none")
+    if kind == "none":
+        return {}
+    if kind != "linear":
+        raise RomeError(f"its RoPE scaling {kind!r} is not supported; linear scaling is")
+    return {"rope_scaling": {"rope_type": "linear", "factor": m("rope.scaling.factor")}}
 
 
 def _gemma2_config(m: Metadata) -> dict:
@@ -99,6 +107,7 @@ def _gemma2_config(m: Metadata) -> dict:
 def _gemma3_config(m: Metadata) -> dict:
     return {
         **_llama_config(m), "rope_theta": m("rope.freq_base", 1e6),
+        "rope_local_base_freq": m("rope.freq_base_swa", 10000.0),
         "sliding_window": m("attention.sliding_window", 512), "sliding_window_pattern": 6,
         "query_pre_attn_scalar": (m("embedding_length") / m("attention.head_count")
                                   if m("block_count") == 62 else m("attention.key_length", 256)),
@@ -131,56 +140,70 @@ def convert(path: str | Path, directory: str | Path) -> None:
 
     Raises RomeError that names the file for damaged files and architectures without a family.
     """
+    directory = Path(directory)
     try:
-        reader = gguf.GGUFReader(str(path))
-        metadata = Metadata(reader)
-    except (ValueError, KeyError, IndexError, OSError, TypeError, OverflowError,
-            MemoryError, UnicodeDecodeError, AttributeError) as error:
-        raise _damaged(path, error) from error
-    if metadata.architecture not in FAMILIES:
-        raise RomeError(f"{path}: GGUF architecture {metadata.architecture!r} is not supported; "
+        file = GGUFFile(path)
+        config, weights = _read(file)
+        write_tokenizer(file.metadata, directory)
+        mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "mlx"})
+        (directory / "config.json").write_text(json.dumps(config, indent=1))
+        load_model(directory, lazy=True)  # every weight is there and has its shape
+    except OSError:
+        raise
+    except RomeError as error:
+        raise RomeError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a damaged file leads to
+        reason = " ".join(str(error).split())[:200]
+        raise RomeError(f"{path} is not a whole GGUF model ({type(error).__name__}: {reason}); "
+                        "download it again") from error
+
+
+def _read(file: GGUFFile) -> tuple[dict, dict[str, mx.array]]:
+    """(config.json, weights by mlx-lm's names) of the file."""
+    m = Metadata(file)
+    if m.architecture not in FAMILIES:
+        raise RomeError(f"GGUF architecture {m.architecture!r} is not supported; "
                         f"supported are: {', '.join(FAMILIES)}")
-    family, directory = FAMILIES[metadata.architecture], Path(directory)
-    try:
-        config = {"model_type": family.model_type, **family.config(metadata)}
-        weights = _weights(reader, family, config)
-        write_tokenizer(metadata.raw, metadata.architecture, directory)
-    except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise _damaged(path, error) from error
-    mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "mlx"})
-    if (eos := metadata.raw("tokenizer.ggml.eos_token_id")) is not None:
-        config["eos_token_id"] = eos
-    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    blocks = {name.split(".")[1] for name in m.shapes if name.startswith("blk.")}
+    if len(blocks) != m("block_count"):
+        raise RomeError(f"it has {len(blocks)} blocks and says {m('block_count')}")
+    family = FAMILIES[m.architecture]
+    config = {"model_type": family.model_type, **family.config(m)}
+    if m("rope.dimension_count", head := config.get("head_dim", 0)) != head and head:
+        raise RomeError("it rotates a part of each attention head, which mlx-lm's model does not")
+    ends = {file.metadata[key] for name in ("eos", "eot")
+            if (key := f"tokenizer.ggml.{name}_token_id") in file.metadata}
+    if ends:
+        config["eos_token_id"] = sorted(ends)
+    weights = _weights(file.tensors, family, config)
+    return config, weights
 
 
-def _damaged(path, error) -> RomeError:
-    if isinstance(error, RomeError):
-        return RomeError(f"{path}: {error}")
-    return RomeError(f"{path} is not a whole GGUF file ({type(error).__name__}: {error}); "
-                     "download it again")
-
-
-def _weights(reader, family: Family, config: dict) -> dict[str, mx.array]:
+def _weights(tensors: list[Tensor], family: Family, config: dict) -> dict[str, mx.array]:
+    """The tensors by mlx-lm's names; says in `config` which are quantized, and RoPE's factors."""
     weights, modes = {}, {}
-    for tensor in reader.tensors:
+    for tensor in tensors:
         if tensor.name == "rope_freqs.weight":
-            config["rope_scaling"] = _llama3_scaling(np.array(tensor.data), config)
+            config["rope_scaling"] = _llama3_scaling(tensor.floats(), config)
             continue
         name, kind = _name(tensor.name, family)
         if name is None:
             continue
-        parts = _parts(tensor, keep="norm" not in name and "wpe" not in name)
+        keep = tensor.kind in KEPT and len(tensor.shape) == 2 and name != "model.wpe"
+        parts = tensor.packed() if keep else {"weight": tensor.floats()}
         if family.permuted and name.endswith(("q_proj", "k_proj")):
             heads = config["num_attention_heads" if name.endswith("q_proj")
                            else "num_key_value_heads"]
             parts = {k: _interleaved_to_halves(v, heads) for k, v in parts.items()}
         if family.norm_plus_one and "norm" in name:
             parts["weight"] = parts["weight"] - 1
-        if "scales" in parts:
-            modes[name] = {"group_size": 32, "bits": 32 * parts["weight"].shape[1]
-                           // (32 * parts["scales"].shape[1])}
-        for part, array in parts.items():
-            weights[f"{name}.{kind if part == 'weight' else part}"] = mx.array(array)
+        if keep:
+            modes[name] = {"group_size": 32, "bits": 8 if tensor.kind == Type.Q8_0 else 4}
+        for part, values in parts.items():
+            array = mx.array(values)
+            if tensor.kind == Type.BF16 and array.ndim == 2:
+                array = array.astype(mx.bfloat16)  # what it was
+            weights[f"{name}.{kind if part == 'weight' else part}"] = array
     if modes:
         bits = [mode["bits"] for mode in modes.values()]
         default = {"group_size": 32, "bits": max(set(bits), key=bits.count)}
@@ -198,41 +221,6 @@ def _name(name: str, family: Family) -> tuple[str | None, str]:
         raise RomeError(f"unknown tensor {name!r} in a {family.model_type} model")
     module = family.names[part]
     return (f"{family.layers}.{int(block[4:])}.{module}" if block else module), kind
-
-
-def _parts(tensor, keep: bool) -> dict[str, np.ndarray]:
-    """The tensor as mlx stores it: weight alone, or packed weight with scales and biases."""
-    kind, data = Type(tensor.tensor_type), tensor.data
-    if keep and kind in (Type.Q4_0, Type.Q4_1, Type.Q8_0):
-        return _packed(kind, data)
-    if kind == Type.BF16:
-        return {"weight": gguf.quants.dequantize(data, kind)}
-    if kind in (Type.F32, Type.F16):
-        return {"weight": np.array(data)}
-    return {"weight": gguf.quants.dequantize(data, kind)}
-
-
-def _packed(kind: Type, data: np.ndarray) -> dict[str, np.ndarray]:
-    """GGUF blocks of 32, (out, bytes) uint8, as mlx groups: w = scale * q + bias."""
-    size = {Type.Q4_0: 18, Type.Q4_1: 20, Type.Q8_0: 34}[kind]
-    rows = data.shape[0]
-    blocks = np.ascontiguousarray(data).reshape(rows, -1, size)
-    scales = blocks[..., 0:2].copy().view(np.float16)[..., 0].astype(np.float32)
-    if kind == Type.Q8_0:
-        codes = (blocks[..., 2:].view(np.int8).astype(np.int16) + 128).astype(np.uint32)
-        return {"weight": _pack(codes.reshape(rows, -1), 8), "scales": scales,
-                "biases": -128 * scales}
-    nibbles = blocks[..., size - 16:]
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).astype(np.uint32)
-    biases = (-8 * scales if kind == Type.Q4_0
-              else blocks[..., 2:4].copy().view(np.float16)[..., 0].astype(np.float32))
-    return {"weight": _pack(codes.reshape(rows, -1), 4), "scales": scales, "biases": biases}
-
-
-def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """(out, in) codes -> (out, in * bits / 32) uint32, the first code in the lowest bits."""
-    lanes = codes.reshape(codes.shape[0], -1, 32 // bits)
-    return np.bitwise_or.reduce(lanes << (bits * np.arange(32 // bits, dtype=np.uint32)), axis=-1)
 
 
 def _interleaved_to_halves(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -13,18 +13,18 @@ _SPECIAL = {"bos_token": "bos_token_id", "eos_token": "eos_token_id",
             "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}
 
 
-def write_tokenizer(metadata, architecture: str, directory: Path) -> None:
-    """Write tokenizer.json and its configuration; `metadata(key)` reads the file's pairs.
+def write_tokenizer(metadata: dict, directory: Path) -> None:
+    """Write tokenizer.json and its configuration from a GGUF file's key-value pairs.
 
     BOS is added on encoding where the file says so, or says nothing and is SentencePiece.
     """
     described = {name: value for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items()
-                 if (value := metadata(f"tokenizer.{key}")) is not None}
-    backend, _ = convert_gguf_tokenizer(architecture, described)
+                 if (value := metadata.get(f"tokenizer.{key}")) is not None}
+    backend, _ = convert_gguf_tokenizer(metadata["general.architecture"], described)
     tokens = described["tokens"]
     special = {name: tokens[i] for name, key in _SPECIAL.items()
-               if (i := metadata(f"tokenizer.ggml.{key}")) is not None}
-    add_bos = metadata("tokenizer.ggml.add_bos_token")
+               if (i := metadata.get(f"tokenizer.ggml.{key}")) is not None}
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token")
     if add_bos is None:
         add_bos = described.get("tokenizer_type") == "llama"
     if add_bos and "bos_token" in special:
@@ -35,5 +35,5 @@ def write_tokenizer(metadata, architecture: str, directory: Path) -> None:
     elif not add_bos and described.get("tokenizer_type") == "llama":
         backend.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    tokenizer.chat_template = metadata("tokenizer.chat_template")
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     tokenizer.save_pretrained(str(directory))

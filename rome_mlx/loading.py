@@ -12,9 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import MODEL_REMAPPING
 
 from . import gguf_import
-from .architectures import architecture, model_type
+from .architectures import architecture, check_type, model_type
 from .data_files import cache_directory
 from .errors import RomeError
 
@@ -45,16 +46,18 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
     if (adapter := mlx_lm_options.get("adapter_path")) is not None:
         _check_adapter(adapter)
     try:
-        model, tokenizer = mlx_lm.load(source, **mlx_lm_options)[:2]
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
-        raise RomeError(_load_failure(source, error)) from error
+        loaded = mlx_lm.load(source, **mlx_lm_options)
+    except Exception as error:  # whatever a damaged model leads to
+        raise RomeError(_load_failure(source, adapter, error)) from error
+    model = loaded[0]
     architecture(model)
     if dtype == "auto":
         dtype = "stored" if mx.default_device() == mx.gpu else "float32"
     if dtype != "stored":
         cast(model, getattr(mx, dtype))
-    object.__setattr__(model, "_rome_path", source)
-    return model, tokenizer
+    here = Path(source).is_dir()
+    object.__setattr__(model, "_rome_path", str(Path(source).resolve()) if here else source)
+    return loaded
 
 
 def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
@@ -63,6 +66,7 @@ def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
         lambda m: dequantized(m, dtype) if is_quantized(m) else m,
         model.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module)))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
+    model.eval()
     mx.eval(model.parameters())
     return model
 
@@ -104,14 +108,11 @@ def dequantized(module: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
 def describe(model: nn.Module, tokenizer) -> dict:
     """{"path", "type", "dtype"} of a loaded model: a path or id that `mlx_lm.load` takes."""
     path = getattr(model, "_rome_path", None) or getattr(tokenizer, "name_or_path", None)
-    bits = {m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)}
-    norm = next(w.dtype for w in _floats(model))
+    bits = [m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)]
+    floating = next(w.dtype for _, w in tree_flatten(model.parameters())
+                    if mx.issubdtype(w.dtype, mx.floating))
     return {"path": str(path) if path else None, "type": model_type(model),
-            "dtype": f"{min(bits)}-bit" if bits else str(norm).removeprefix("mlx.core.")}
-
-
-def _floats(model):
-    return (w for _, w in tree_flatten(model.parameters()) if mx.issubdtype(w.dtype, mx.floating))
+            "dtype": f"{min(bits)}-bit" if bits else str(floating).removeprefix("mlx.core.")}
 
 
 def converted(gguf: str | os.PathLike) -> Path:
@@ -154,18 +155,22 @@ def _default_model() -> Path:
 
 
 def _check_directory(source: str) -> None:
+    """Refuse what mlx-lm or this package cannot use before any weight is read."""
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RomeError(f"{source!r} has no config.json; give a directory that mlx-lm wrote")
         try:
-            json.loads((path / "config.json").read_text())
-        except (ValueError, UnicodeDecodeError) as error:
-            raise RomeError(f"{source}/config.json is not JSON ({error}); "
-                            "convert the model again") from error
+            config = json.loads((path / "config.json").read_text("utf-8"))
+            kind = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RomeError(f"{source}/config.json does not describe a model "
+                            f"({type(error).__name__}: {error}); convert it again") from error
+        if "model_file" not in config:
+            check_type(kind)
     elif path.exists():
         raise RomeError(f"{source!r} is neither a model directory nor a .gguf file")
-    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise RomeError(f"there is no model at {source!r}; give a directory, a .gguf file "
                         "or a hub id such as mlx-community/Llama-3.2-1B-4bit")
 
@@ -177,9 +182,10 @@ def _check_adapter(adapter) -> None:
                             "give a directory that mlx-lm or rome-mlx saved")
 
 
-def _load_failure(source: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+def _load_failure(source: str, adapter, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if not Path(source).exists():
         return (f"the model {source!r} is not here and the hub did not give it ({reason}); "
                 "check the name and the connection, or give a local directory")
-    return f"mlx-lm cannot load {source!r}: {type(error).__name__}: {reason}"
+    adapted = f" with the adapter {str(adapter)!r}" if adapter is not None else ""
+    return f"mlx-lm cannot load {source!r}{adapted} ({reason}); convert or download it again"

@@ -18,6 +18,7 @@ _COMMON = dict(
 ARGUMENTS = {
     "gpt2": dict(n_ctx=256, n_embd=32, n_head=4, n_layer=4, n_positions=256,
                  layer_norm_epsilon=1e-5, vocab_size=VOCABULARY),
+    "gemma2": dict(query_pre_attn_scalar=8),
     "gemma3_text": dict(sliding_window=6, sliding_window_pattern=2, query_pre_attn_scalar=8),
 }
 

@@ -1,0 +1,39 @@
+"""What several tests share: the default model, read once, and the reference numbers."""
+
+import rome_mlx  # isort: skip  the BLAS must be loaded before mlx
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _default_model(dtype):
+    try:
+        return rome_mlx.load(dtype=dtype)
+    except rome_mlx.RomeError as error:
+        if "not installed" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    """(model, tokenizer) in float32. Leave it as it was."""
+    return _default_model("float32")
+
+
+@pytest.fixture(scope="session")
+def default_model_4bit():
+    """(model, tokenizer) as stored, 4-bit. Leave it as it was."""
+    return _default_model("stored")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory of reference numbers and data beside the repository."""
+    path = Path(os.environ.get("ROME_MLX_SHARED")
+                or Path(__file__).resolve().parents[2] / "shared")
+    if not path.is_dir():
+        pytest.skip(f"no reference numbers at {path}; ROME_MLX_SHARED says where they are")
+    return path
