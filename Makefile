@@ -7,7 +7,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test lint clean
 
 demo: .venv/.installed
-	$(BIN)/rome-mlx edit --demo
+	@$(BIN)/rome-mlx edit --prompt "{} is located in the city of" \
+	  --subject "The Eiffel Tower" --target-new Rome \
+	  --paraphrase "How do I get to the Eiffel Tower? It is in" \
+	  --neighbor "The Louvre is located in the city of" \
+	  --neighbor "The Colosseum is located in the city of" \
+	  --save-path edits/eiffel
+	@echo && echo "And in mlx-lm itself, with the saved edit:"
+	@$(BIN)/mlx_lm.generate --adapter-path edits/eiffel --ignore-chat-template \
+	  --model "$$($(BIN)/python -c 'import json; print(json.load(open("edits/eiffel/edit.json"))["model"]["path"])')" \
+	  --prompt "The Eiffel Tower is located in the city of" --max-tokens 12 --temp 0 \
+	  --verbose False
 
 test: .venv/.installed-dev lint
 	$(BIN)/python -m pytest

@@ -111,13 +111,13 @@ class Edit:
 
     def _check(self, model, force: bool) -> None:
         for path in self.deltas:
-            if applied.contains(model, path, self):
-                raise RomeError(f"this edit is applied to {path} already; revert it first")
             try:
                 module = find_module(model, path)
             except RomeError as error:
                 raise RomeError(f"the edit is of another model ({self.model.get('path')}): "
                                 f"{error}") from error
+            if applied.contains(model, path, self):
+                raise RomeError(f"this edit is applied to {path} already; revert it first")
             found = fingerprint(module)
             expected = self.fingerprints.get(path)
             if expected is not None and found[:2] != expected[:2]:

@@ -1,0 +1,114 @@
+"""The command line refuses bad input with one sentence and status 2, before any weight is read."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rome_mlx.cli import main
+from rome_mlx.cli.common import layer_list
+
+PROMPT = ["--prompt", "{} is in", "--subject", "Paris"]
+EDIT = ["edit", *PROMPT, "--target-new", "Rome"]
+TRACE = ["trace", *PROMPT]
+
+
+def status(arguments) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+@pytest.fixture
+def no_loading(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the weights were read before the arguments were checked")
+
+    monkeypatch.setattr("rome_mlx.loading.load", refuse)
+
+
+BAD = {
+    "edit of a literal prompt": ["edit", "--prompt", "Paris is in", "--subject", "Paris",
+                                 "--target-new", "Rome"],
+    "trace of a literal prompt": ["trace", "--prompt", "Paris is in", "--subject", "Paris"],
+    "two places": ["trace", "--prompt", "{} is {}", "--subject", "Paris"],
+    "empty subject": ["trace", "--prompt", "{} is in", "--subject", " "],
+    "unknown noise": [*TRACE, "--noise", "loud"],
+    "t without degrees": [*TRACE, "--noise", "t1"],
+    "zero samples": [*TRACE, "--samples", "0"],
+    "zero window": [*TRACE, "--window", "0"],
+    "severed of itself": [*TRACE, "--kind", "mlp", "--severed", "mlp"],
+    "unparsable layers": ["moments", "--layers", "five"],
+    "backward layers": ["moments", "--layers", "8-5"],
+    "missing corpus": ["moments", "--layers", "1", "--corpus", "no/such/corpus.txt"],
+    "zero tokens": ["moments", "--layers", "1", "--tokens", "0"],
+    "empty target": ["edit", *PROMPT, "--target-new", " "],
+    "no target": ["edit", *PROMPT],
+    "unparsable layer": [*EDIT, "--layer", "middle"],
+    "unknown method": [*EDIT, "--method", "magic"],
+    "unknown hyperparameters": [*EDIT, "--hyperparameters", "no/such.json"],
+    "missing output directory": [*TRACE, "--json", "no/such/directory/out.json"],
+    "requests and a prompt": [*EDIT, "--requests", "requests.json"],
+    "missing requests": ["edit", "--requests", "no/such.json"],
+    "missing gguf": ["import-gguf", "no/such.gguf", "--output", "out"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_bad_arguments_give_one_sentence_and_status_2(
+        arguments, no_loading, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status(arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("rome-mlx") and len(said) > 30
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '[{"prompt": "{} is"}]', "[3]",
+                                     '[{"prompt": "x", "subject": "y", "target_new": "z"}]'])
+def test_bad_requests_name_the_file(content, no_loading, capsys, tmp_path):
+    path = tmp_path / "requests.json"
+    path.write_text(content)
+    assert status(["edit", "--requests", str(path)]) == 2
+    assert "requests.json" in capsys.readouterr().err
+
+
+def test_an_unknown_model_directory_is_refused(capsys, tmp_path):
+    assert status([*TRACE, "--model", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_a_directory_with_other_files_is_not_a_place_to_save(no_loading, capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert status([*EDIT, "--save-path", str(tmp_path)]) == 2
+    assert "notes.txt" in capsys.readouterr().err
+
+
+def test_layers_are_lists_and_ranges():
+    assert layer_list("5,8") == [5, 8]
+    assert layer_list("3-6, 9") == [3, 4, 5, 6, 9]
+
+
+def test_help_shows_every_command():
+    out = subprocess.run([sys.executable, "-m", "rome_mlx", "--help"], capture_output=True,
+                         text=True, check=True).stdout
+    for name in ("trace", "edit", "moments", "import-gguf"):
+        assert name in out
+
+
+def test_the_console_script_is_installed():
+    script = shutil.which("rome-mlx", path=str(sys.prefix) + "/bin")
+    if script is None:
+        pytest.skip("the package is not installed, only on the path")
+    assert subprocess.run([script, "--help"], capture_output=True, check=False).returncode == 0
+
+
+def test_json_is_written_whole(tmp_path):
+    from rome_mlx.cli.common import write_json
+
+    write_json(str(tmp_path / "a.json"), {"é": 1})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
