@@ -1,4 +1,4 @@
-"""Small GGUF files as llama.cpp writes them: its names by the gguf package, its row order, norms."""
+"""Small GGUF files as llama.cpp writes them: names by the gguf package, row order, norms."""
 
 import json
 from pathlib import Path

