@@ -109,9 +109,10 @@ def test_prefix_rows_repeat_for_a_longer_batch():
     assert rounding(logits, model(whole)[:, 5:]) <= 1e-5
 
 
+@pytest.mark.parametrize("heads", [2, 4])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_rows_with_prefixes_of_different_lengths_equal_each_row_alone(model_type):
-    model = tiny_model(model_type, **SLIDING.get(model_type, {}))
+def test_rows_with_prefixes_of_different_lengths_equal_each_row_alone(model_type, heads):
+    model = tiny_model(model_type, num_key_value_heads=heads, **SLIDING.get(model_type, {}))
     decoder, lengths, text = Decoder(model), [3, 9, 6], ids(3, 14)
     longest = max(lengths)
     alone = []

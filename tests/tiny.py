@@ -27,6 +27,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides) -> nn.Module:
     """A model with random weights large enough that its layers matter, in eval mode."""
     module = importlib.import_module(f"mlx_lm.models.{model_type}")
     arguments = {**_COMMON, **ARGUMENTS.get(model_type, {}), **overrides}
+    mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict({**arguments, "model_type": model_type}))
     keys = iter(mx.random.split(mx.random.key(seed), 1000))
     scale = {1: 0.1, 2: 0.15}
