@@ -149,7 +149,13 @@ class Decoder:
         if window is not None and prefix.length + tokens <= window:
             window = None
         if prefix.padding is not None:
-            return create_causal_mask(tokens, prefix.length, window, left_padding=prefix.padding)
+            mask = create_causal_mask(tokens, prefix.length, window, left_padding=prefix.padding)
+            return mask[:, None] if self._grouped(layer) else mask
         if window is not None or (self.architecture.mask_array and tokens > 1):
             return create_causal_mask(tokens, prefix.length, window)
         return "causal" if tokens > 1 else None
+
+    def _grouped(self, layer: nn.Module) -> bool:
+        """Whether attention scores are (rows, groups, heads of a group, tokens, tokens)."""
+        return (self.architecture.mask_array
+                and find_module(layer, self.architecture.attention).repeats > 1)

@@ -44,20 +44,26 @@ def encode(tokenizer, text: str) -> Encoded:
 
 
 def _offsets_by_decoding(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
-    """Offsets for tokenizers without them: the length of what each prefix of ids decodes to."""
-    ends, special = [], set(tokenizer.all_special_ids)
-    for i in range(len(ids)):
+    """Offsets for tokenizers without them: the length of what each prefix of ids decodes to.
+
+    A token that ends within a character covers it, and so does the next one.
+    """
+    special, offsets, start = set(tokenizer.all_special_ids), [], 0
+    for i, token in enumerate(ids):
         decoded = tokenizer.decode(ids[: i + 1], skip_special_tokens=True)
-        ends.append(min(len(decoded.rstrip("\ufffd")), len(text)))
-    starts = [0, *ends[:-1]]
-    return [(a, a) if t in special else (a, b)
-            for a, b, t in zip(starts, ends, ids, strict=True)]
+        end = start if token in special else min(len(decoded), len(text))
+        offsets.append((start, end))
+        start = min(len(decoded.rstrip("\ufffd")), len(text))
+    return offsets
 
 
 def with_target(text: str, target: str) -> str:
-    """The text continued by the target, with one space between unless either brings its own."""
+    """The text continued by the target, with one space between unless either brings its own.
+
+    White space after the target is left out: it is no part of an answer.
+    """
     space = "" if target[:1].isspace() or text[-1:].isspace() else " "
-    return text + space + target
+    return text + space + target.rstrip()
 
 
 def encode_with_target(tokenizer, text: str, target: str) -> tuple[Encoded, tuple[int, int]]:
