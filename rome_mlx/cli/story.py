@@ -54,11 +54,12 @@ class Story:
                   f"{p.target_true_before:>9.3f} → {p.target_true_after:<8.3f} "
                   f"{_short(p.first_before, 12)} → {_short(p.first_after, 12)}")
         rewrite = check.prompts[0]
-        print(f"\nBefore   …{_short(_line(rewrite.continuation_before), 66)}")
-        print(f"After    …{_short(_line(rewrite.continuation_after), 66)}")
+        print(f"\nBefore   …{_short(rewrite.continuation_before, 66)}")
+        print(f"After    …{_short(rewrite.continuation_after, 66)}")
         if check.chat is not None:
-            print(f"As chat  {_short(_line(check.chat['before']), 32)} → "
-                  f"{_short(_line(check.chat['after']), 32)}")
+            print(f"Asked    {_short(check.chat['question'], 66)}\n"
+                  f"  before {_short(check.chat['before'], 67)}\n"
+                  f"  after  {_short(check.chat['after'], 67)}")
         if check.after is not None:
             print(f"Traced again: {_peak(check.before)} before,\n"
                   f"  {_peak(check.after)} after")
@@ -73,12 +74,8 @@ def _peak(trace) -> str:
 
 
 def _short(text: str, width: int) -> str:
-    text = _line(text)
+    text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _sparkline(row) -> str:

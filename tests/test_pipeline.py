@@ -1,0 +1,108 @@
+"""Locate, edit and verify on a tiny model, and what the whole way promises."""
+
+import json
+
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from mlx.utils import tree_flatten
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.decoder import Decoder
+from rome_mlx.pipeline import choose_layer
+from rome_mlx.probabilities import target_probabilities
+from rome_mlx.tracing.decision import decide, first_candidate, scaled_window
+
+REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
+
+
+def identity(model):
+    dim = rm.trace(model, FakeTokenizer(), REQUEST.fact, samples=1).scores.shape[1]
+    return {layer: np.eye(48) for layer in range(dim)}
+
+
+@pytest.fixture(scope="module")
+def run():
+    model = tiny_model("llama")
+    before = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
+    stages = []
+    result = rm.locate_then_edit(
+        model, FakeTokenizer(), REQUEST, moments=identity(model), context_templates=["{}", "q. {}"],
+        paraphrases=["where cde lives is"], neighbors=["ab fgh lives in"], samples=3,
+        progress=lambda stage, found: stages.append(stage))
+    return model, before, result, stages
+
+
+def test_the_edit_is_written_and_the_model_is_left_as_it_was(run):
+    model, before, result, _ = run
+    after = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
+    assert all(np.array_equal(before[k], after[k]) for k in before)
+    assert result.verification.written
+    check = result.verification.prompts[0]
+    expected = target_probabilities(model, FakeTokenizer(), [(REQUEST.text, "xy")])[0]
+    assert check.target_new_before == pytest.approx(expected, rel=1e-4)
+    with result.edit.applied(model):
+        expected = target_probabilities(model, FakeTokenizer(), [(REQUEST.text, "xy")])[0]
+    assert check.target_new_after == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_prompt_is_measured_in_its_role(run):
+    roles = [(p.role, p.prompt) for p in run[2].verification.prompts]
+    assert roles == [("rewrite", "ab cde lives in"), ("paraphrase", "where cde lives is"),
+                     ("neighbor", "ab fgh lives in")]
+
+
+def test_progress_tells_the_stages_in_order(run):
+    stages = run[3]
+    assert stages[0] == "trace" and stages[-1] == "edit" and set(stages[1:-1]) == {"step"}
+
+
+def test_the_result_is_plain_json(run):
+    again = json.loads(json.dumps(run[2].to_json()))
+    assert again["layer"] == run[2].layer
+    assert again["retrace"]["after"]["answer"] == "x"
+
+
+def test_verify_sets_an_applied_edit_aside_and_puts_it_back(run):
+    model, _, result, _ = run
+    with result.edit.applied(model):
+        check = rm.verify(model, FakeTokenizer(), result.edit, retrace=False)
+        assert result.edit.is_applied(model)
+    assert check.prompts[0].target_new_before == pytest.approx(
+        result.verification.prompts[0].target_new_before, rel=1e-4)
+
+
+def test_a_probability_of_several_tokens_is_their_product():
+    import mlx.core as mx
+
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    logits = model(mx.array([tokenizer.encode("ab xy")]))[0]
+    p = mx.softmax(logits, axis=-1)
+    x, y = tokenizer.encode("xy")
+    assert target_probabilities(model, tokenizer, [("ab", "xy")])[0] == pytest.approx(
+        p[2, x].item() * p[3, y].item(), rel=1e-4)
+
+
+def test_a_layer_out_of_range_is_refused_before_anything_is_traced():
+    with pytest.raises(rm.RomeError, match="0 to 3"):
+        rm.locate_then_edit(tiny_model("llama"), FakeTokenizer(), REQUEST, layer=99)
+
+
+def test_an_unclear_trace_falls_back_and_says_so(run):
+    model, decoder = run[0], Decoder(run[0])
+    found = rm.trace(model, FakeTokenizer(), REQUEST.fact, kind="mlp", window=2, noise=1e-6)
+    choice = choose_layer(decoder, found)
+    assert choice.how == "preset" and "not clear" in choice.reason
+
+
+def test_layer_0_does_not_decide_by_dominating_every_window_that_holds_it():
+    effect = np.array([0.5, 0.5, 0.5, 0.05, 0.3, 0.05, 0.04, 0.03])
+    assert decide(effect, 0.6, first_candidate("mlp", 4)).layer == 4
+    assert decide(effect, 0.6, first_candidate("mlp", 4)).clear
+    assert not decide(effect, 0.01, 3).clear
+    assert not decide(np.full(8, 0.3), 0.6, 3).clear
+
+
+def test_the_window_is_the_papers_in_proportion_to_depth():
+    assert [scaled_window(n) for n in (4, 30, 48)] == [2, 6, 10]
