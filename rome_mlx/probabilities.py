@@ -8,25 +8,31 @@ from .tokens import encode, encode_with_target
 
 
 def target_probabilities(model, tokenizer, pairs) -> list[float]:
-    """P(target | prompt) for each (prompt, target): the product over the target's tokens."""
+    """P(target | prompt) for each (prompt, target): the product over the target's tokens.
+
+    A target is a text, or the id of one token.
+    """
     decoder, out = Decoder(model), []
     for prompt, target in pairs:
-        whole, (begin, end) = encode_with_target(tokenizer, prompt, target)
-        h = decoder.run(decoder.enter(decoder.embed([whole.ids[: end - 1]])))
-        logits = decoder.logits(h[0, begin - 1:]).astype(mx.float32)
+        if isinstance(target, int):
+            ids = encode(tokenizer, prompt).ids
+            targets = [target]
+        else:
+            whole, (begin, end) = encode_with_target(tokenizer, prompt, target)
+            ids, targets = whole.ids[: end - 1], whole.ids[begin:end]
+        h = decoder.run(decoder.enter(decoder.embed([ids])))
+        logits = decoder.logits(h[0, -len(targets):]).astype(mx.float32)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        ids = mx.array(whole.ids[begin:end])[:, None]
-        out.append(float(mx.exp(mx.take_along_axis(log_p, ids, axis=1).sum())))
+        chosen = mx.take_along_axis(log_p, mx.array(targets)[:, None], axis=1)
+        out.append(float(mx.exp(chosen.sum())))
     return out
 
 
-def first_choice(model, tokenizer, prompt: str) -> tuple[str, float]:
-    """The likeliest next token, decoded, and its probability."""
+def first_choice(model, tokenizer, prompt: str) -> int:
+    """The id of the likeliest next token."""
     decoder = Decoder(model)
     h = decoder.run(decoder.enter(decoder.embed([encode(tokenizer, prompt).ids])))
-    p = mx.softmax(decoder.logits(h[0, -1]).astype(mx.float32))
-    best = int(mx.argmax(p))
-    return tokenizer.decode([best]), float(p[best])
+    return int(mx.argmax(decoder.logits(h[0, -1])))
 
 
 def continuation(model, tokenizer, prompt: str, tokens: int = 12) -> str:

@@ -76,21 +76,21 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
 
     def look(true):
         """Everything that is measured in one state of the model."""
-        said = true or first_choice(model, tokenizer, request.text)[0].strip()
         texts = [prompt for _, prompt in prompts]
-        return (said,
-                target_probabilities(model, tokenizer, [(p, request.target_new) for p in texts]),
-                target_probabilities(model, tokenizer, [(p, said) for p in texts]),
-                [first_choice(model, tokenizer, p)[0] for p in texts],
+        return (target_probabilities(model, tokenizer, [(p, request.target_new) for p in texts]),
+                target_probabilities(model, tokenizer, [(p, true) for p in texts]),
+                [tokenizer.decode([first_choice(model, tokenizer, p)]) for p in texts],
                 [continuation(model, tokenizer, p) for p in texts],
                 chat_answer(model, tokenizer, question),
                 trace(model, tokenizer, request.fact, **options) if retrace else None)
 
     with _without(model, edit):
-        true, *before, answer_before, trace_before = look(request.target_true)
+        true = request.target_true or first_choice(model, tokenizer, request.text)
+        *before, answer_before, trace_before = look(true)
         with edit.applied(model):
-            _, *after, answer_after, trace_after = look(true)
+            *after, answer_after, trace_after = look(true)
         norm_change = edit.norm_change(model)
+    true = true if isinstance(true, str) else tokenizer.decode([true])
     checks = [PromptCheck(role, prompt, *(x for pair in zip(b, a, strict=True) for x in pair))
               for (role, prompt), b, a in zip(prompts, zip(*before, strict=True),
                                               zip(*after, strict=True), strict=True)]
