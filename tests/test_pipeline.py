@@ -38,13 +38,14 @@ def test_the_edit_is_written_and_the_model_is_left_as_it_was(run):
     model, before, result, _ = run
     after = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
     assert all(np.array_equal(before[k], after[k]) for k in before)
-    assert result.verification.written
     check = result.verification.prompts[0]
     expected = target_probabilities(model, FakeTokenizer(), [(REQUEST.text, "xy")])[0]
     assert check.target_new_before == pytest.approx(expected, rel=1e-4)
     with result.edit.applied(model):
         expected = target_probabilities(model, FakeTokenizer(), [(REQUEST.text, "xy")])[0]
     assert check.target_new_after == pytest.approx(expected, rel=1e-4)
+    assert check.target_new_after > check.target_new_before
+    assert result.verification.written == (check.target_new_after > check.target_true_after)
 
 
 def test_every_prompt_is_measured_in_its_role(run):
@@ -61,7 +62,7 @@ def test_progress_tells_the_stages_in_order(run):
 def test_the_result_is_plain_json(run):
     again = json.loads(json.dumps(run[2].to_json()))
     assert again["layer"] == run[2].layer
-    assert again["retrace"]["after"]["answer"] == "x"
+    assert again["retrace"]["after"]["answer"] == again["probabilities"][0]["first_after"]
 
 
 def test_verify_sets_an_applied_edit_aside_and_puts_it_back(run):
