@@ -46,12 +46,11 @@ class Story:
     def end(self, result) -> None:
         check = result.verification
         new, true = check.target_new.strip(), check.target_true.strip()
-        print(f"\n{'':10}{_short('P(' + new + ')', 18):>20}{_short('P(' + true + ')', 18):>20}"
-              "   first choice")
+        print(f"\n{'':10}{_short(f'P({new})', 18):<20}{_short(f'P({true})', 18):<20}first choice")
         for p in check.prompts:
             print(f"{p.role}: {_short(p.prompt, 66)}")
-            print(f"{'':10}{p.target_new_before:>9.3f} → {p.target_new_after:<8.3f}"
-                  f"{p.target_true_before:>9.3f} → {p.target_true_after:<8.3f} "
+            print(f"{'':10}{_arrow(p.target_new_before, p.target_new_after):<20}"
+                  f"{_arrow(p.target_true_before, p.target_true_after):<20}"
                   f"{_short(p.first_before, 12)} → {_short(p.first_after, 12)}")
         rewrite = check.prompts[0]
         print(f"\nBefore   …{_short(rewrite.continuation_before, 66)}")
@@ -66,6 +65,10 @@ class Story:
         change = max(check.norm_change.values())
         print(f"Weight changed by {100 * change:.2f} % of its norm; the model itself is as it "
               "was.")
+
+
+def _arrow(before: float, after: float) -> str:
+    return f"{before:.3f} → {after:.3f}"
 
 
 def _peak(trace) -> str:
