@@ -12,6 +12,7 @@ COMMANDS = {
     "trace": ("trace", "find which states carry a fact (causal tracing)"),
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
     "moments": ("moments", "count the second moments that ROME needs"),
+    "eval": ("eval", "measure a method on CounterFact"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),
 }
 

@@ -1,0 +1,47 @@
+"""Means over cases with 95 % intervals, and the paper's score S."""
+
+import numpy as np
+from scipy.stats import hmean
+
+_DRAWS = 2000
+_SCORE = ("rewrite_success", "paraphrase_success", "neighborhood_success")
+
+
+def summarize(cases: list[dict]) -> dict[str, dict]:
+    """{measure: {"mean", "ci95": [low, high]}} of [{measure: value}], bootstrapped over cases.
+
+    score: the harmonic mean of ES, PS and NS (ROME paper, section 3.3). The draws are seeded.
+    """
+    names = sorted({name for case in cases for name in case})
+    table = np.array([[case.get(name, np.nan) for name in names] for case in cases])
+    draws = np.random.RandomState(0).randint(0, len(cases), (_DRAWS, len(cases)))
+    samples = np.stack([_means(table[draw]) for draw in draws])
+    out = {name: _measure(mean, column)
+           for name, mean, column in zip(names, _means(table), samples.T, strict=True)}
+    if set(_SCORE) <= set(names):
+        index = [names.index(name) for name in _SCORE]
+        out["score"] = _measure(_score(_means(table)[index]),
+                                np.array([_score(s) for s in samples[:, index]]))
+    return out
+
+
+def ceiling_share(edited: dict, unedited: dict) -> float | None:
+    """Percent of the best score that leaves every neighbor as it was; None where that is 0."""
+    best = _score(np.array([100.0, 100.0, unedited["neighborhood_success"]["mean"]]))
+    return 100 * edited["score"]["mean"] / best if best else None
+
+
+def _means(rows: np.ndarray) -> np.ndarray:
+    counts = np.maximum(1, (~np.isnan(rows)).sum(0))
+    return np.where(np.isnan(rows).all(0), np.nan, np.nansum(rows, 0) / counts)
+
+
+def _score(parts: np.ndarray) -> float:
+    if np.isnan(parts).any():
+        return float("nan")
+    return float(hmean(parts)) if (parts > 0).all() else 0.0
+
+
+def _measure(mean, samples) -> dict:
+    low, high = np.nanpercentile(samples, [2.5, 97.5])
+    return {"mean": float(mean), "ci95": [float(low), float(high)]}

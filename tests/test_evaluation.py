@@ -1,0 +1,150 @@
+"""CounterFact: the measures are the authors', a run can be killed, a bad record is named."""
+
+import json
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.evaluation.counterfact import read_counterfact
+from rome_mlx.evaluation.metrics import case_measures, case_scores, target_scores
+from rome_mlx.evaluation.run import evaluate
+from rome_mlx.evaluation.summary import ceiling_share, summarize
+
+NAMES = ("rewrite", "paraphrase", "neighborhood")
+
+
+def record(i, **changes):
+    rewrite = {"prompt": "{} is in", "subject": f"s{i}", "relation_id": f"P{i % 2}",
+               "target_new": {"str": "xy"}, "target_true": {"str": "z"}}
+    return {"case_id": i, "requested_rewrite": {**rewrite, **changes},
+            "paraphrase_prompts": [f"a s{i} at"], "neighborhood_prompts": ["t is in", "u is in"]}
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([record(i) for i in range(6)]))
+    return path
+
+
+def test_scores_are_the_whole_models_a_row_at_a_time():
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    pairs = [("ab c", "xy"), ("a much longer prompt", "q"), ("ab", "three words here")]
+    for (prompt, target), (nll, right) in zip(pairs, target_scores(model, tokenizer, pairs),
+                                              strict=True):
+        ids = tokenizer.encode(prompt + " " + target)
+        logits = np.array(model(mx.array([ids]))[0], np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        begin = len(ids) - len(target)
+        expected = [-log_p[t - 1, ids[t]] for t in range(begin, len(ids))]
+        assert nll == pytest.approx(np.mean(expected), abs=1e-4)
+        assert right == all(logits[t - 1].argmax() == ids[t] for t in range(begin, len(ids)))
+
+
+def test_the_measures_of_a_case_by_hand():
+    before = {"rewrite": [{"target_new": 3.0, "target_true": 1.0, "correct": False}],
+              "paraphrase": [], "neighborhood": [
+                  {"target_new": 3.0, "target_true": 1.0, "correct": True},
+                  {"target_new": 1.0, "target_true": 2.0, "correct": False}]}
+    after = {**before, "rewrite": [{"target_new": 0.1, "target_true": 4.0, "correct": True}],
+             "neighborhood": [{"target_new": 0.5, "target_true": 1.0, "correct": False},
+                              {"target_new": 2.0, "target_true": 1.0, "correct": True}]}
+    measures = case_measures(after, before)
+    assert measures["rewrite_success"] == 100 and measures["neighborhood_success"] == 50
+    assert measures["neighborhood_known_success"] == 0  # only the first was known, and it is lost
+    assert measures["rewrite_magnitude"] == pytest.approx(100 * (np.exp(-0.1) - np.exp(-4)))
+    assert "paraphrase_success" not in measures
+
+
+def test_the_score_is_the_harmonic_mean_and_intervals_hold_the_mean():
+    random = np.random.RandomState(0)
+    cases = [{"rewrite_success": 100.0, "paraphrase_success": float(random.choice([0, 50, 100])),
+              "neighborhood_success": float(10 * random.randint(11))} for _ in range(50)]
+    out = summarize(cases)
+    parts = [np.mean([c[f"{n}_success"] for c in cases]) for n in NAMES]
+    assert out["score"]["mean"] == pytest.approx(3 / sum(1 / p for p in parts))
+    for measure in out.values():
+        assert measure["ci95"][0] <= measure["mean"] <= measure["ci95"][1]
+    assert summarize(cases) == out
+    perfect = {**out, "score": {"mean": 3 / (0.01 + 0.01 + 1 / parts[2])}}
+    assert ceiling_share(perfect, out) == pytest.approx(100)
+
+
+def test_a_run_that_was_stopped_ends_like_an_unbroken_one(data, tmp_path, monkeypatch):
+    model, cases = tiny_model("llama"), read_counterfact(data)
+    options = dict(layer=1, moments={1: np.eye(48)}, templates=["{}", "q. {}"])
+    whole = evaluate(model, FakeTokenizer(), cases, output=tmp_path / "whole", **options)
+
+    calls, real = [], rm.Edit.apply
+
+    def dying(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(rm.Edit, "apply", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, FakeTokenizer(), cases, output=tmp_path / "broken", **options)
+    assert len(list((tmp_path / "broken").glob("case_*.json"))) == 2
+    resumed = evaluate(model, FakeTokenizer(), cases, output=tmp_path / "broken", **options)
+    assert len(calls) == 3 + 4  # the two finished cases were not computed again
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "broken" / file.name).read_bytes()
+
+
+def test_other_settings_in_the_same_directory_are_refused(data, tmp_path):
+    model, cases = tiny_model("llama"), read_counterfact(data, limit=1)
+    options = dict(output=tmp_path / "run", method="none")
+    evaluate(model, FakeTokenizer(), cases, layer=1, **options)
+    with pytest.raises(rm.RomeError, match="another layer"):
+        evaluate(model, FakeTokenizer(), cases, layer=2, **options)
+    with pytest.raises(rm.RomeError, match="another model"):
+        evaluate(tiny_model("llama", seed=1), FakeTokenizer(), cases, layer=1, **options)
+
+
+def test_a_relation_and_a_limit_choose_the_cases(data):
+    assert [c.case_id for c in read_counterfact(data, 2, "P1")] == [1, 3]
+    with pytest.raises(rm.RomeError, match="P9"):
+        read_counterfact(data, relation="P9")
+
+
+@pytest.mark.parametrize("bad", [
+    {}, [], [3], [{}], [record(0), record(0)], [record(1, prompt="no place")],
+    [record(1, target_true={"str": " "})], [{**record(1), "neighborhood_prompts": [""]}]])
+def test_a_bad_record_is_named(bad, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(bad))
+    with pytest.raises(rm.RomeError, match=r"bad\.json|exactly one"):
+        read_counterfact(path)
+
+
+def test_unedited_nlls_are_the_authors(default_model, shared):
+    reference = json.loads((shared / "reference/counterfact_layer8.json").read_text())["cases"]
+    cases = {c.case_id: c for c in read_counterfact(shared / "data/counterfact_700.json", 100)}
+    model, tokenizer = default_model
+    for theirs in reference[:8]:
+        ours = case_scores(model, tokenizer, cases[theirs["case_id"]])
+        for name in NAMES:
+            for mine, other in zip(ours[name], theirs["pre"][f"{name}_prompts_probs"],
+                                   strict=True):
+                for target in ("target_new", "target_true"):
+                    assert mine[target] == pytest.approx(other[target], abs=1e-3)
+
+
+def test_eval_runs_from_the_shell(default_model, shared, tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-m", "rome_mlx", "eval", "counterfact", "--data",
+         str(shared / "data/counterfact_700.json"), "--limit", "2", "--layer", "5", "--output",
+         str(tmp_path / "run"), "--json", str(tmp_path / "summary.json")],
+        capture_output=True, text=True, check=True).stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cases"] == 2 and summary["rewrite_success"]["mean"] == 100
+    assert "ES" in out and all(len(line) <= 80 for line in out.splitlines())
