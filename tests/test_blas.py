@@ -10,17 +10,18 @@ import pytest
 
 from rome_mlx import blas
 
+# The best of several: other work on the machine can only make a product slower.
 _TIMED = """
 import rome_mlx.blas, time
 import mlx.core as mx
-a = mx.random.normal((768, 768))
+a = mx.random.normal((1024, 1024))
 mx.eval(a @ a)
 times = []
-for _ in range(3):
+for _ in range(5):
     start = time.perf_counter()
     mx.eval(a @ a)
     times.append(time.perf_counter() - start)
-print(sorted(times)[1])
+print(min(times))
 """
 
 
