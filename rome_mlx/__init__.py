@@ -6,16 +6,19 @@ from .editing.edit import Edit, LowRank, stack
 from .editing.hyperparameters import Hyperparameters
 from .editing.rome import p_rome, r_rome, rome
 from .errors import RomeError
+from .fact_files import read_facts
 from .facts import EditRequest, Fact
 from .hooks import intercept
 from .loading import load
 from .moments.estimator import Moments, SecondMoment, second_moments
 from .pipeline import locate_then_edit
+from .tracing.average import AverageEffects, average_effects
 from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
 __all__ = [
-    "Edit", "EditRequest", "Fact", "Hyperparameters", "LowRank", "Moments", "RomeError",
-    "SecondMoment", "Trace", "Verification", "intercept", "load", "load_edit",
-    "locate_then_edit", "p_rome", "r_rome", "rome", "second_moments", "stack", "trace", "verify",
+    "AverageEffects", "Edit", "EditRequest", "Fact", "Hyperparameters", "LowRank", "Moments",
+    "RomeError", "SecondMoment", "Trace", "Verification", "average_effects", "intercept", "load",
+    "load_edit", "locate_then_edit", "p_rome", "r_rome", "read_facts", "rome", "second_moments",
+    "stack", "trace", "verify",
 ]

@@ -10,6 +10,7 @@ import sys
 #: command -> (module, what it does)
 COMMANDS = {
     "trace": ("trace", "find which states carry a fact (causal tracing)"),
+    "locate": ("locate", "average over many facts: the layer that decides in this model"),
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
     "moments": ("moments", "count the second moments that ROME needs"),
     "eval": ("eval", "measure a method on CounterFact"),

@@ -1,12 +1,13 @@
 """What the commands share: the model's flags, numbers, lists and JSON files."""
 
 import argparse
-import json
-import os
-import tempfile
 from pathlib import Path
 
 from ..errors import RomeError
+from ..json_files import read_json, write_json
+
+__all__ = ["add_model_arguments", "check_file", "layer_list", "load_model", "noise_rule",
+           "positive", "read_json", "write_json"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,33 +74,3 @@ def check_file(path: str | None) -> None:
     """Raises RomeError where an output file's directory is not there."""
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise RomeError(f"cannot write {path!r}: its directory does not exist; make it first")
-
-
-def write_json(path: str | None, value) -> None:
-    """Write a JSON file whole or not at all; nothing where path is None."""
-    if path is None:
-        return
-    target = Path(path).absolute()
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise RomeError(f"cannot write {path!r}: {error.strerror}; choose another file") from error
-
-
-def read_json(path: str):
-    """A JSON or JSONL file's value. Raises RomeError for what is neither."""
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RomeError(f"cannot read {path!r}: {error}; give a JSON file") from error
-    try:
-        if Path(path).suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except ValueError as error:
-        raise RomeError(f"{path!r} is not JSON ({error}); mend it") from error

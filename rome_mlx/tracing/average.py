@@ -1,0 +1,273 @@
+"""Average indirect effects over many facts (ROME paper, section 2.2, figures 2 and 3).
+
+One result a fact; facts that the model does not know are skipped and counted.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from ..decoder import Decoder
+from ..errors import RomeError
+from ..facts import Fact
+from ..fingerprint import fingerprint, same
+from ..json_files import read_json, write_json
+from ..probabilities import first_choice
+from .corruption import Corruption, corruption
+from .decision import Decision, decide, first_candidate
+from .trace import KINDS, Trace, check_values, trace
+
+TOKEN_CLASSES = ("subject_first", "subject_middle", "subject_last", "first_subsequent",
+                 "further", "last")
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An average over facts with its 95 % bootstrap interval.
+
+    mean: (layers,) or a number; ci95: (layers, 2) or (2,); facts: how many it is over.
+    """
+
+    mean: np.ndarray
+    ci95: np.ndarray
+    facts: int
+
+    def to_json(self) -> dict:
+        return {"mean": self.mean.tolist(), "ci95": self.ci95.tolist()}
+
+
+@dataclass(frozen=True)
+class AverageEffects:
+    """Indirect effects of every fact that was used, averaged on demand.
+
+    records: of the facts used, in order, as they are stored: clean_prob, corrupted_prob and
+    scores[kind][token_class], a list over layers; skipped: {"subject", "reason"} of the others;
+    settings: what the run was asked for, with the noise level and the model's fingerprint.
+    """
+
+    settings: dict
+    records: list[dict] = field(repr=False)
+    skipped: list[dict] = field(repr=False)
+
+    @property
+    def layers(self) -> int:
+        return self.settings["layers"]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.settings["kinds"])
+
+    @property
+    def facts_used(self) -> int:
+        return len(self.records)
+
+    def aie(self, kind: str, token_class: str = "subject_last") -> Effect:
+        """Average indirect effect of each layer at one class of tokens.
+
+        Facts without a token of the class (a one-token subject has no first and middle) do not
+        count; where there are none, the mean is NaN.
+        """
+        if kind not in self.kinds or token_class not in TOKEN_CLASSES:
+            raise RomeError(f"no effects of {kind!r} at {token_class!r}; kinds are "
+                            f"{', '.join(self.kinds)}, classes {', '.join(TOKEN_CLASSES)}")
+        rows = [np.array(record["scores"][kind][token_class]) - record["corrupted_prob"]
+                for record in self.records if token_class in record["scores"][kind]]
+        return _bootstrap(np.array(rows).reshape(-1, self.layers))
+
+    @property
+    def ate(self) -> Effect:
+        """Average total effect: clean minus corrupted probability of the answer."""
+        return _bootstrap(self._column("clean_prob") - self._column("corrupted_prob"))
+
+    def thirds(self, kind: str, token_class: str = "subject_last") -> dict[str, float]:
+        """Mean AIE over the early, middle and late third of the layers."""
+        parts = np.array_split(self.aie(kind, token_class).mean, 3)
+        return {name: float(part.mean())
+                for name, part in zip(("early", "middle", "late"), parts, strict=True)}
+
+    @property
+    def decision(self) -> Decision:
+        """The layer that decides on average, by the rule that decides for one fact."""
+        kind = "mlp" if "mlp" in self.kinds else self.kinds[0]
+        return decide(self.aie(kind).mean, float(self.ate.mean),
+                      first_candidate(kind, self.settings["window"]))
+
+    @property
+    def decisive_layer(self) -> int:
+        return self.decision.layer
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.array([record[name] for record in self.records])
+
+    def to_json(self) -> dict:
+        """As `rome-mlx locate --json` writes it."""
+        decision = self.decision
+        return {
+            **self.settings, "facts_used": self.facts_used, "facts_skipped": self.skipped,
+            "clean_prob": float(self._column("clean_prob").mean()),
+            "corrupted_prob": float(self._column("corrupted_prob").mean()),
+            "ate": self.ate.to_json(),
+            "aie": {kind: {name: effect.to_json() for name in TOKEN_CLASSES
+                           if (effect := self.aie(kind, name)).facts} for kind in self.kinds},
+            "thirds": {kind: self.thirds(kind) for kind in self.kinds},
+            "decisive_layer": decision.layer, "clear": decision.clear,
+            "reason": decision.reason,
+        }
+
+    def plot(self, path):
+        """Draw AIE by layer, one panel a kind and one line a token class."""
+        from ..plot import plot_average
+
+        return plot_average(self, path)
+
+
+def average_effects(model, tokenizer, facts: Sequence[Fact], kinds: Sequence[str] = KINDS, *,
+                    samples: int = 10, noise: str | float = "s3", window: int = 10,
+                    replace: bool = False, noise_seed: int = 1, token_range: str = "all",
+                    subjects: Sequence[str] | None = None, output: str | Path | None = None,
+                    progress: bool = False, memory: float = 1.0) -> AverageEffects:
+    """Trace every fact and average: AIE by kind, token class and layer.
+
+    A fact with an attribute is skipped when the model's first choice, stripped, is not it.
+    subjects: those that calibrate `s` noise levels, see `corruption`; token_range: "all", or
+    "subject_last", many times faster, with that class alone; output: a directory with a file a
+    fact, where a run that was stopped goes on. The other options are those of `trace`.
+    Under `mlx.launch` the ranks share the facts out, with the same result as one.
+
+    Raises RomeError for values out of range, an output directory of another run, and when the
+    model knows none of the facts.
+    """
+    for kind in kinds:
+        check_values(kind, samples, window, None)
+    if not facts or not kinds or token_range not in ("all", "subject_last"):
+        raise RomeError("give at least one fact and one kind, and the token range all or "
+                        "subject_last")
+    decoder = Decoder(model)
+    rule = corruption(decoder, tokenizer, noise, subjects=subjects, replace=replace)
+    settings = {
+        "kinds": list(kinds), "layers": len(decoder.layers), "samples": samples,
+        "noise": rule.rule, "noise_level": rule.level, "replace": replace,
+        "noise_seed": noise_seed, "window": window, "token_range": token_range,
+        "fingerprint": fingerprint(decoder.module(0, "down")),
+    }
+    store = _Store(output, settings)
+    group = mx.distributed.init()
+    mine, rank = {}, group.rank()
+    for i in tqdm(range(rank, len(facts), group.size()), unit="fact", file=sys.stderr,
+                  disable=not progress or rank > 0):
+        mine[i] = store.read(i, facts[i])
+        if mine[i] is None:
+            mine[i] = _record(model, tokenizer, facts[i], settings, rule, memory)
+            store.write(i, mine[i])
+    found = _gathered(group, mine)
+    records = [found[i] for i in range(len(facts))]
+    used = [r for r in records if "reason" not in r]
+    skipped = [{"subject": r["subject"], "reason": r["reason"]} for r in records if "reason" in r]
+    if not used:
+        raise RomeError(f"the model knows none of the {len(facts)} facts "
+                        f"({skipped[0]['subject']!r}: {skipped[0]['reason']}); give others")
+    return AverageEffects(settings, used, skipped)
+
+
+def token_classes(tokens: int, begin: int, end: int) -> list[str]:
+    """The class of each prompt position; "before" for those before the subject [begin, end).
+
+    Each token has one class: a one-token subject is its last token, and a subject that ends the
+    prompt is `subject_last`.
+    """
+    classes = ["before"] * begin + ["subject_middle"] * (end - begin) + ["further"] * (tokens - end)
+    for position, name in ((tokens - 1, "last"), (end, "first_subsequent"),
+                           (begin, "subject_first"), (end - 1, "subject_last")):
+        if position < tokens and (name != "first_subsequent" or position < tokens - 1):
+            classes[position] = name
+    return classes
+
+
+def _record(model, tokenizer, fact: Fact, settings: dict, rule: Corruption, memory) -> dict:
+    answer, _ = first_choice(model, tokenizer, fact.text)
+    record = {"prompt": fact.prompt, "subject": fact.subject, "answer": answer}
+    if fact.attribute is not None and answer.strip() != fact.attribute.strip():
+        return {**record, "reason": f"the model says {answer!r}, not {fact.attribute!r}"}
+    tokens = settings["token_range"]
+    traces = [trace(model, tokenizer, fact, kind=kind, samples=settings["samples"], noise=rule,
+                    window=settings["window"], noise_seed=settings["noise_seed"],
+                    token_range=tokens, memory=memory) for kind in settings["kinds"]]
+    return {**record, "clean_prob": traces[0].clean_prob,
+            "corrupted_prob": traces[0].corrupted_prob,
+            "scores": {t.kind: _by_class(t) for t in traces}}
+
+
+def _by_class(trace: Trace) -> dict[str, list[float]]:
+    classes = token_classes(len(trace.input_ids), *trace.subject_range)
+    names = np.array([classes[position] for position in trace.positions])
+    return {name: trace.scores[names == name].mean(axis=0, dtype=np.float64).tolist()
+            for name in TOKEN_CLASSES if name in names}
+
+
+def _bootstrap(rows: np.ndarray) -> Effect:
+    """Mean over rows (facts, ...) and the 2.5 and 97.5 percentiles of resampled facts' means."""
+    facts = len(rows)
+    if not facts:
+        nothing = np.full(rows.shape[1:], np.nan)
+        return Effect(nothing, np.stack([nothing, nothing], axis=-1), 0)
+    counts = np.random.RandomState(0).multinomial(facts, np.full(facts, 1 / facts), _RESAMPLES)
+    means = np.tensordot(counts / facts, rows, axes=1)
+    return Effect(rows.mean(axis=0), np.moveaxis(np.percentile(means, [2.5, 97.5], axis=0), 0, -1),
+                  facts)
+
+
+class _Store:
+    """A directory with one JSON file a fact and `run.json`, what they were made with."""
+
+    def __init__(self, directory: str | Path | None, settings: dict):
+        self.directory = None if directory is None else Path(directory)
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "run.json"
+        if path.exists():
+            found = read_json(path)
+            for name, value in settings.items():
+                other = found.get(name)
+                alike = same(other or [], value) if name == "fingerprint" else other == value
+                if not alike:
+                    raise RomeError(f"{str(directory)!r} holds a run with {name} {other!r}, not "
+                                    f"{value!r}; give another directory or the same settings")
+        else:
+            write_json(path, settings)
+
+    def read(self, index: int, fact: Fact) -> dict | None:
+        if self.directory is None or not (path := self._path(index)).exists():
+            return None
+        record = read_json(path)
+        if (record.get("prompt"), record.get("subject")) != (fact.prompt, fact.subject):
+            raise RomeError(f"{str(path)!r} is of another fact, {record.get('subject')!r}; "
+                            "give another directory or the same facts")
+        return record
+
+    def write(self, index: int, record: dict) -> None:
+        if self.directory is not None:
+            write_json(self._path(index), record)
+
+    def _path(self, index: int) -> Path:
+        return self.directory / f"fact_{index}.json"
+
+
+def _gathered(group, mine: dict[int, dict]) -> dict[int, dict]:
+    """Every rank's records on every rank, sent as JSON bytes padded to the longest."""
+    if group.size() == 1:
+        return mine
+    data = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    lengths = np.array(mx.distributed.all_gather(mx.array([len(data)]), stream=mx.cpu))
+    padded = np.zeros((1, lengths.max()), np.uint8)
+    padded[0, :len(data)] = data
+    rows = np.array(mx.distributed.all_gather(mx.array(padded), stream=mx.cpu))
+    return {int(i): record for row, length in zip(rows, lengths, strict=True)
+            for i, record in json.loads(row[:length].tobytes()).items()}
