@@ -26,7 +26,7 @@ class Story:
             self._edited(found["edit"])
 
     def _located(self, trace, choice) -> None:
-        print(f"Fact     {_short(self.request.text, 58)!r}")
+        print(f"\nFact     {_short(self.request.text, 58)!r}")
         print(f"Believed {trace.answer.strip()!r}, P {trace.clean_prob:.3f}; with the subject "
               f"hidden {trace.corrupted_prob:.3f}")
         print(f"\nLayer {choice.layer}")

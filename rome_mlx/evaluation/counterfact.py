@@ -1,11 +1,11 @@
 """CounterFact records, in the authors' format."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RomeError
 from ..facts import EditRequest
+from ..json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,7 @@ def read_counterfact(path: str | Path, limit: int | None = None,
 
     Raises RomeError that names the record for anything that is not a CounterFact record.
     """
-    try:
-        records = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RomeError(f"cannot read {str(path)!r} ({error}); give a CounterFact JSON "
-                        "file") from error
+    records = read_json(path)
     if not isinstance(records, list) or not records:
         raise RomeError(f"{str(path)!r} holds no list of CounterFact records")
     cases = [_case(path, i, record) for i, record in enumerate(records)]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..cli.common import write_json
 from ..decoder import Decoder
 from ..editing.methods import method as find_method
 from ..editing.templates import context_templates
 from ..errors import RomeError
 from ..fingerprint import fingerprint, same
+from ..json_files import write_json
 from ..moments.lookup import ensure_moments
 from .metrics import case_measures, case_scores
 from .summary import ceiling_share, summarize
