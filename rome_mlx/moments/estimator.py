@@ -88,17 +88,14 @@ def second_moments(model, tokenizer, layers, corpus: str | Path = "wikitext",
     if not layers or tokens < 1 or row_length < 1 or batch < 1:
         raise RomeError("give at least one layer, and counts of tokens and rows above 0")
     check_corpus(corpus)
+    if output is not None:
+        store.check_directory(output)
     moments = Moments(about={
         layer: {**about_layer(decoder, tokenizer, layer), "corpus": str(corpus),
                 "row_length": row_length, "seed": seed} for layer in layers})
     for layer in layers:
         moments[layer] = _begun(moments.about[layer], output)
-    done = {m.count // row_length for m in moments.values()}
-    if len(done) > 1:
-        raise RomeError(f"the layers in {str(output)!r} have counted different numbers of rows, "
-                        f"{sorted(done)}; run each on its own")
-    _count(decoder, tokenizer, moments, done.pop(), -(-tokens // row_length), batch, output,
-           progress, model)
+    _count(decoder, tokenizer, moments, -(-tokens // row_length), batch, output, progress)
     return moments
 
 
@@ -125,18 +122,22 @@ def _begun(about: dict, output) -> SecondMoment:
     return SecondMoment(about["dim"], moment.count, moment.total, moment.keys)
 
 
-def _count(decoder, tokenizer, moments, done, wanted, batch, output, progress, model) -> None:
+def _count(decoder, tokenizer, moments, wanted, batch, output, progress) -> None:
+    """Count `wanted` rows; layers that stopped earlier catch up with the others."""
     about = next(iter(moments.about.values()))
     length = about["row_length"]
-    source = rows(model, tokenizer, about["corpus"], length, seed=about["seed"], skip=done)
+    done = min(m.count for m in moments.values()) // length
+    source = rows(decoder.model, tokenizer, about["corpus"], length, seed=about["seed"], skip=done)
     saved = time.monotonic()
     with tqdm(total=wanted * length, initial=min(done, wanted) * length, unit="token",
               unit_scale=True, disable=not progress, file=sys.stderr) as bar:
         while done < wanted:
-            group = list(islice(source, min(batch, wanted - done)))
+            ahead = [m.count // length for m in moments.values() if m.count > done * length]
+            group = list(islice(source, min([batch, wanted - done, *(n - done for n in ahead)])))
             if not group:
                 break
-            _add_rows(decoder, mx.array(group), moments)
+            _add_rows(decoder, mx.array(group),
+                      {layer: m for layer, m in moments.items() if m.count == done * length})
             done += len(group)
             bar.update(len(group) * length)
             if output is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
@@ -151,7 +152,7 @@ def _count(decoder, tokenizer, moments, done, wanted, batch, output, progress, m
         print(f"rome-mlx: the corpus ended after {done * length:,} tokens", file=sys.stderr)
 
 
-def _add_rows(decoder: Decoder, ids: mx.array, moments: Moments) -> None:
+def _add_rows(decoder: Decoder, ids: mx.array, moments: dict[int, SecondMoment]) -> None:
     h, start = decoder.enter(decoder.embed(ids)), 0
     for layer, moment in moments.items():
         h = decoder.run(h, start, layer)

@@ -19,9 +19,14 @@ def layer_path(directory: str | Path, layer: int) -> Path:
     return Path(directory) / f"layer-{layer}.safetensors"
 
 
+def check_directory(directory: str | Path) -> None:
+    """Raises RomeError where files cannot be put because something else is in the way."""
+    if Path(directory).exists() and not Path(directory).is_dir():
+        raise RomeError(f"{str(directory)!r} is not a directory; choose another --output")
+
+
 def write_all(directory: str | Path, moments) -> None:
     """Write every layer of a Moments, each atomically."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
     for layer, moment in moments.items():
         write(layer_path(directory, layer), moment, moments.about[layer])
 
@@ -34,16 +39,20 @@ def write(path: Path, moment, about: dict) -> None:
     metadata = {**about, "count": moment.count, "format": "rome-mlx moments 1",
                 "versions": {name: version(name) for name in ("mlx", "mlx-lm")}}
     data = save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise RomeError(f"cannot write {path}: {error.strerror}; free some space or choose "
                         "another --output; what was saved before is whole") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def read_about(path: Path) -> dict:
@@ -71,6 +80,8 @@ def read(path: Path):
         dim, count = int(about["dim"]), int(about["count"])
         matrix = np.zeros((dim, dim))
         matrix[np.triu_indices(dim)] = upper
+        if mean.shape != (dim,) or count < 1 or not np.isfinite(upper).all():
+            raise ValueError(f"not the moments of {count} keys {dim} wide")
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise RomeError(f"{path} is damaged ({error}); make it again") from error
     matrix += np.triu(matrix, 1).T
