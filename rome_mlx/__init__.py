@@ -2,8 +2,18 @@
 
 from . import blas  # noqa: F401  a fast BLAS has to be there before mlx is
 from .editing.adapter import load_edit
+from .editing.alphaedit import alphaedit
 from .editing.edit import Edit, LowRank, stack
-from .editing.hyperparameters import Hyperparameters
+from .editing.emmet import emmet
+from .editing.hyperparameters import (
+    AlphaEditHyperparameters,
+    EmmetHyperparameters,
+    FineTuneHyperparameters,
+    Hyperparameters,
+    LoraHyperparameters,
+    MemitHyperparameters,
+)
+from .editing.memit import memit
 from .editing.rome import p_rome, r_rome, rome
 from .errors import RomeError
 from .fact_files import read_facts
@@ -17,8 +27,10 @@ from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
 __all__ = [
-    "AverageEffects", "Edit", "EditRequest", "Fact", "Hyperparameters", "LowRank", "Moments",
-    "RomeError", "SecondMoment", "Trace", "Verification", "average_effects", "intercept", "load",
-    "load_edit", "locate_then_edit", "p_rome", "r_rome", "read_facts", "rome", "second_moments",
+    "AlphaEditHyperparameters", "AverageEffects", "Edit", "EditRequest", "EmmetHyperparameters",
+    "Fact", "FineTuneHyperparameters", "Hyperparameters", "LoraHyperparameters", "LowRank",
+    "MemitHyperparameters", "Moments", "RomeError", "SecondMoment", "Trace", "Verification",
+    "alphaedit", "average_effects", "emmet", "intercept", "load", "load_edit",
+    "locate_then_edit", "memit", "p_rome", "r_rome", "read_facts", "rome", "second_moments",
     "stack", "trace", "verify",
 ]

@@ -15,7 +15,7 @@ from rome_mlx.decoder import Decoder
 from rome_mlx.editing.edit import LowRank
 from rome_mlx.editing.key import read_keys
 from rome_mlx.editing.rome import inverse_direction, rank_one_update
-from rome_mlx.editing.value import _log_probabilities, _rows, _suffixes, optimize_value
+from rome_mlx.editing.value import _log_softmax, _logits, _rows, _suffixes, optimize_values
 from rome_mlx.fingerprint import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
@@ -98,10 +98,10 @@ def test_the_edited_model_itself_computes_the_value(kind):
 def test_suffixes_on_cached_states_give_the_whole_models_probabilities(kind):
     model, tokenizer, layer = tiny_model(kind), FakeTokenizer(), 2
     decoder = Decoder(model)
-    rows = _rows(tokenizer, REQUEST, TEMPLATES)
+    rows = _rows(tokenizer, [REQUEST], TEMPLATES)
     suffixes = _suffixes(decoder, rows, layer)
     delta = mx.array(np.random.RandomState(0).randn(decoder.dim), dtype=mx.float32)
-    fast = np.array(_log_probabilities(decoder, suffixes, layer, delta))
+    fast = np.array(_log_softmax(_logits(decoder, suffixes, layer, delta[None], "mlp")))
     slow = []
     for row in rows:
         def add(out, at=row.subject):
@@ -120,7 +120,7 @@ def test_suffixes_on_cached_states_give_the_whole_models_probabilities(kind):
 def test_the_loss_falls_and_the_clamp_holds():
     model = tiny_model("llama")
     hp = rm.Hyperparameters(clamp_norm_factor=0.5, v_num_grad_steps=6)
-    value = optimize_value(Decoder(model), FakeTokenizer(), REQUEST, TEMPLATES, 1, hp)
+    value, = optimize_values(Decoder(model), FakeTokenizer(), [REQUEST], TEMPLATES, 1, hp)
     assert value.losses[-1]["total"] < value.losses[0]["total"]
     assert len(value.losses) == 6
     assert np.linalg.norm(value.delta) <= 0.5 * np.linalg.norm(value.initial) * (1 + 1e-5)
@@ -128,8 +128,8 @@ def test_the_loss_falls_and_the_clamp_holds():
 
 def test_one_step_computes_a_loss_and_moves_nothing():
     hp = rm.Hyperparameters(v_num_grad_steps=1)
-    value = optimize_value(Decoder(tiny_model("llama")), FakeTokenizer(), REQUEST, TEMPLATES, 1,
-                           hp)
+    value, = optimize_values(Decoder(tiny_model("llama")), FakeTokenizer(), [REQUEST], TEMPLATES,
+                             1, hp)
     assert len(value.losses) == 1 and not value.delta.any()
 
 
@@ -152,7 +152,8 @@ def test_rome_and_its_repairs_differ_in_the_contexts_of_key_and_output():
         np.testing.assert_allclose(edited(model, method=method).left_vector,
                                    inverse_direction(matrix, key), atol=1e-9)
     rome, repaired = edited(model), edited(model, method=rm.r_rome)
-    value = optimize_value(decoder, tokenizer, REQUEST, TEMPLATES, layer, rm.Hyperparameters())
+    value, = optimize_values(decoder, tokenizer, [REQUEST], TEMPLATES, layer,
+                             rm.Hyperparameters())
     target = value.initial + value.delta
     along = inverse_direction(matrix, mean)
     np.testing.assert_allclose(

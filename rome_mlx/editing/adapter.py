@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from ..errors import RomeError
 from ..facts import EditRequest
 from .edit import Edit, LowRank
-from .hyperparameters import Hyperparameters
+from .hyperparameters import hyperparameters
 
 _FORMAT = "rome-mlx edit 1"
-_FILES = ("adapters.safetensors", "adapter_config.json", "edit.json")
+_FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors")
 
 
 def check_destination(directory: str | Path) -> Path:
@@ -52,6 +52,9 @@ def save_edit(edit: Edit, directory: str | Path) -> None:
             "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0,
                                 "keys": list(edit.deltas)}})
         _write_json(temporary / "edit.json", _about(edit))
+        if edit.keys:
+            save_file({path: np.ascontiguousarray(keys.T) for path, keys in edit.keys.items()},
+                      str(temporary / "keys.safetensors"))
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -77,8 +80,9 @@ def load_edit(directory: str | Path) -> Edit:
             requests=[EditRequest(**request) for request in about["requests"]],
             deltas={name: _delta(tensors, name, rank) for name, rank in about["ranks"].items()},
             layers=[int(layer) for layer in about["layers"]],
-            hyperparameters=(Hyperparameters(**about["hyperparameters"])
+            hyperparameters=(hyperparameters(about["hyperparameters"], about["method"])
                              if about["hyperparameters"] else None),
+            keys=_keys(path, about.get("keys", ())),
             **{name: about[name] for name in _PLAIN})
         fingerprints = {name: [float(x) for x in f] for name, f in edit.fingerprints.items()}
         if set(fingerprints) != set(edit.deltas):
@@ -101,7 +105,7 @@ def _about(edit: Edit) -> dict:
             "layers": edit.layers, "ranks": {path: d.rank for path, d in edit.deltas.items()},
             "hyperparameters": (dataclasses.asdict(edit.hyperparameters)
                                 if edit.hyperparameters else None),
-            **{name: getattr(edit, name) for name in _PLAIN}}
+            "keys": sorted(edit.keys), **{name: getattr(edit, name) for name in _PLAIN}}
 
 
 def _tensors(edit: Edit, rank: int) -> dict[str, np.ndarray]:
@@ -121,6 +125,16 @@ def _delta(tensors, path: str, rank: int) -> LowRank:
             or not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(f"{path} has tensors of shapes {a.shape} and {b.shape} for rank {rank}")
     return LowRank(a, b)
+
+
+def _keys(directory: Path, paths) -> dict[str, np.ndarray]:
+    """Where the edit wrote: {module path: (d_in, n)}."""
+    stored = load_file(str(directory / "keys.safetensors")) if paths else {}
+    keys = {path: stored[path].astype(np.float64).T for path in paths}
+    for path, found in keys.items():
+        if found.ndim != 2 or not np.isfinite(found).all():
+            raise ValueError(f"{path} has keys of shape {found.shape}")
+    return keys
 
 
 def _write_json(path: Path, value) -> None:

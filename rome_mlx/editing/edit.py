@@ -15,7 +15,6 @@ from ..facts import EditRequest
 from ..fingerprint import fingerprint, same
 from ..hooks import find_module
 from . import applied
-from .hyperparameters import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,19 @@ class LowRank:
         return self.a.shape[1]
 
     def __add__(self, other: LowRank) -> LowRank:
-        return LowRank(np.concatenate([self.a, other.a], 1), np.concatenate([self.b, other.b], 0))
+        return LowRank(np.concatenate([self.a, other.a], 1),
+                       np.concatenate([self.b, other.b], 0)).compact()
+
+    def compact(self) -> LowRank:
+        """The same change with a rank of at most the weight's smaller side."""
+        into, out = self.a.shape[0], self.b.shape[1]
+        return dense(self.a @ self.b) if self.rank > min(into, out) else self
+
+
+def dense(change: np.ndarray) -> LowRank:
+    """A full change (d_in, d_out), W += changeᵀ, as a LowRank of full rank, exactly."""
+    into, out = change.shape
+    return LowRank(change, np.eye(out)) if out <= into else LowRank(np.eye(into), change)
 
 
 @dataclass(eq=False)
@@ -39,14 +50,15 @@ class Edit:
 
     deltas: {module path: LowRank}; requests: what was written; layers; losses: one dict a step;
     fingerprints: {module path: of the original weight}; model: {"path", "type", "dtype"};
-    numbers: what `verify` measured, kept when the edit is saved.
+    numbers: what `verify` measured, kept when the edit is saved; keys: {module path: (d_in, n)},
+    where MEMIT, EMMET and AlphaEdit wrote, float64.
     """
 
     method: str
     requests: list[EditRequest]
     deltas: dict[str, LowRank]
     layers: list[int]
-    hyperparameters: Hyperparameters | None = None
+    hyperparameters: object | None = None
     context_templates: list[str] = field(default_factory=list, repr=False)
     losses: list[dict] = field(default_factory=list, repr=False)
     seed: int = 0
@@ -54,6 +66,7 @@ class Edit:
     model: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict, repr=False)
     numbers: dict = field(default_factory=dict, repr=False)
+    keys: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def request(self) -> EditRequest:
@@ -153,12 +166,13 @@ def versions() -> dict[str, str]:
 
 
 def stack(edits) -> Edit:
-    """One Edit that does what all of `edits` do together."""
+    """One Edit that does what all of `edits` do together, and holds all their keys."""
     edits = list(edits)
     if not edits:
         raise RomeError("there is no edit to stack; give one or more")
     deltas: dict[str, LowRank] = {}
     fingerprints: dict[str, list[float]] = {}
+    keys: dict[str, np.ndarray] = {}
     for edit in edits:
         for path, delta in edit.deltas.items():
             deltas[path] = deltas[path] + delta if path in deltas else delta
@@ -166,9 +180,13 @@ def stack(edits) -> Edit:
             if found and not same(fingerprints.setdefault(path, found), found):
                 raise RomeError(f"the edits were computed for different weights at {path}; "
                                 "stack edits of one model")
+        for path, found in edit.keys.items():
+            keys[path] = np.concatenate([keys.get(path, found[:, :0]), found], axis=1)
     first = {f.name: getattr(edits[0], f.name) for f in fields(Edit)}
     methods = {edit.method for edit in edits}
+    alike = all(edit.hyperparameters == edits[0].hyperparameters for edit in edits)
     return Edit(**{**first, "method": methods.pop() if len(methods) == 1 else "stack",
+                   "hyperparameters": edits[0].hyperparameters if alike else None, "keys": keys,
                    "requests": [r for edit in edits for r in edit.requests], "deltas": deltas,
                    "layers": sorted({layer for edit in edits for layer in edit.layers}),
                    "losses": [], "numbers": {}, "fingerprints": fingerprints})

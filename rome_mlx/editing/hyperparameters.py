@@ -1,4 +1,4 @@
-"""What the ROME paper's code lets one choose, under its names, and presets by model."""
+"""What each method lets one choose, under the names of the authors' code, and presets by model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,53 +8,181 @@ from ..errors import RomeError
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
-    """Of the value optimisation and the update (ROME paper, section 3.1 and appendix E.5).
+class ValueHyperparameters:
+    """Of the optimisation of a value (ROME paper, section 3.1 and appendix E.5).
 
-    layer: the preset's layer, or None; v_num_grad_steps: losses computed, one more than updates;
-    v_lr: Adam's; v_weight_decay: of ‖δ‖/‖v0‖²; clamp_norm_factor: ‖δ‖ at most this times ‖v0‖;
-    kl_factor: of KL(new ‖ initial) on "{subject} is a"; v_stop: the loss that ends the
-    optimisation; ridge: added to C's diagonal, as a fraction of its mean.
+    v_num_grad_steps: losses computed, one more than updates; v_lr: Adam's; v_weight_decay: of
+    ‖δ‖/‖v0‖²; clamp_norm_factor: ‖δ‖ at most this times ‖v0‖; kl_factor: of KL(new ‖ initial) on
+    "{subject} is a"; v_stop: the loss that ends the optimisation.
     """
 
-    layer: int | None = None
     v_num_grad_steps: int = 20
     v_lr: float = 0.5
     v_weight_decay: float = 0.5
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
     v_stop: float = 0.05
-    ridge: float = 0.0
 
     def __post_init__(self):
-        if self.v_num_grad_steps < 1:
-            raise RomeError(f"v_num_grad_steps is {self.v_num_grad_steps}; give 1 or more")
-        for name in ("v_lr", "clamp_norm_factor"):
-            if not getattr(self, name) > 0:
-                raise RomeError(f"{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("v_weight_decay", "kl_factor", "v_stop", "ridge"):
-            if not getattr(self, name) >= 0:
-                raise RomeError(f"{name} is {getattr(self, name)}; give 0 or more")
+        _check(self)
 
 
-#: GPT-2 XL's, from the authors' code
-PUBLISHED = Hyperparameters(layer=17)
+@dataclass(frozen=True)
+class Hyperparameters(ValueHyperparameters):
+    """ROME, r-ROME and p-ROME. layer: the preset's layer, or None; ridge: added to C's diagonal,
+    as a fraction of its mean."""
+
+    layer: int | None = None
+    ridge: float = 0.0
 
 
-def hyperparameters(given=None) -> Hyperparameters:
-    """None or "published" for the published ones, a dict of some of them, or a dataclass."""
+@dataclass(frozen=True)
+class MemitHyperparameters(ValueHyperparameters):
+    """layers: those that share the residual; update_weight: λ of (λC + KKᵀ)."""
+
+    clamp_norm_factor: float = 0.75
+    layers: tuple[int, ...] = (13, 14, 15, 16, 17)
+    update_weight: float = 20000.0
+
+
+@dataclass(frozen=True)
+class EmmetHyperparameters(ValueHyperparameters):
+    """moment_scale: what C is multiplied by; ridge: added to KᵀC⁻¹K for more than one request."""
+
+    clamp_norm_factor: float = 0.75
+    layers: tuple[int, ...] = (17,)
+    moment_scale: float = 1000.0
+    ridge: float = 0.1
+
+
+@dataclass(frozen=True)
+class AlphaEditHyperparameters(ValueHyperparameters):
+    """threshold: keys may only change along directions where C's eigenvalue is below it;
+    regularization: λ, against large updates."""
+
+    clamp_norm_factor: float = 0.75
+    layers: tuple[int, ...] = (13, 14, 15, 16, 17)
+    threshold: float = 0.02
+    regularization: float = 10.0
+
+
+@dataclass(frozen=True)
+class FineTuneHyperparameters:
+    """steps: Adam updates at most; lr: Adam's; stop: the loss that ends it; clamp: every weight
+    stays within this of where it was (FT+L), or None."""
+
+    layer: int | None = 1
+    steps: int = 25
+    lr: float = 5e-4
+    stop: float = 1e-2
+    clamp: float | None = None
+
+    def __post_init__(self):
+        _check(self)
+
+
+@dataclass(frozen=True)
+class LoraHyperparameters:
+    """layers: whose MLP output projections are adapted, None for all; rank and scale: mlx-lm's
+    LoRA defaults; steps, lr, stop: as in fine-tuning."""
+
+    layers: tuple[int, ...] | None = None
+    steps: int = 25
+    lr: float = 1e-3
+    stop: float = 1e-2
+    rank: int = 8
+    scale: float = 20.0
+
+    def __post_init__(self):
+        _check(self)
+
+
+_MAY_BE_ZERO = {"v_weight_decay", "kl_factor", "v_stop", "ridge", "stop"}
+
+
+def _check(hp) -> None:
+    """Raises RomeError for a number out of range; layers become a tuple."""
+    for field in dataclasses.fields(hp):
+        name, value = field.name, getattr(hp, field.name)
+        if value is None and field.default is None:
+            continue
+        if name == "layers":
+            if not value or list(value) != sorted({int(layer) for layer in value}):
+                raise RomeError(f"layers is {value}; give rising numbers, such as [4, 5, 6]")
+            object.__setattr__(hp, name, tuple(value))
+        elif name != "layer" and isinstance(field.default, int) and \
+                (not isinstance(value, int) or value < 1):
+            raise RomeError(f"{name} is {value}; give 1 or more")
+        elif name in _MAY_BE_ZERO and not value >= 0:
+            raise RomeError(f"{name} is {value}; give 0 or more")
+        elif name not in _MAY_BE_ZERO | {"layer"} and not value > 0:
+            raise RomeError(f"{name} is {value}; give a number above 0")
+
+
+_COMMON = {"v_num_grad_steps": 25, "v_weight_decay": 1e-3, "layer": 5}
+_ROME = {
+    "gpt2-xl": Hyperparameters(layer=17),
+    "gpt2-medium": Hyperparameters(layer=8, clamp_norm_factor=3.0),
+    "gpt2-large": Hyperparameters(layer=12),
+    "gpt-j": Hyperparameters(layer=5),
+    "gpt-neox": Hyperparameters(layer=15),
+    **{name: Hyperparameters(**_COMMON)
+       for name in ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")},
+}
+_GPT_J_LAYERS, _LLAMA_3_LAYERS = (3, 4, 5, 6, 7, 8), (4, 5, 6, 7, 8)
+
+#: method -> name of a preset -> hyperparameters; "published" is the first of a method
+PRESETS = {
+    "rome": _ROME, "r-rome": _ROME, "p-rome": _ROME,
+    "memit": {
+        "gpt2-xl": MemitHyperparameters(),
+        "gpt-j": MemitHyperparameters(
+            layers=_GPT_J_LAYERS, update_weight=15000.0, v_num_grad_steps=25),
+        "llama-3-8b": MemitHyperparameters(
+            layers=_LLAMA_3_LAYERS, update_weight=15000.0, v_num_grad_steps=25, v_lr=0.1),
+    },
+    "emmet": {
+        "gpt2-xl": EmmetHyperparameters(),
+        "gpt-j": EmmetHyperparameters(layers=(5,), moment_scale=1.0),
+        "llama-2-7b": EmmetHyperparameters(layers=(5,), moment_scale=1.0, clamp_norm_factor=4.0),
+    },
+    "alphaedit": {
+        "gpt2-xl": AlphaEditHyperparameters(),
+        "gpt-j": AlphaEditHyperparameters(layers=_GPT_J_LAYERS, v_num_grad_steps=25),
+        "llama-3-8b": AlphaEditHyperparameters(
+            layers=_LLAMA_3_LAYERS, v_num_grad_steps=25, v_lr=0.1),
+    },
+    "ft": {"gpt2-xl": FineTuneHyperparameters(), "gpt-j": FineTuneHyperparameters(layer=21)},
+    "ft-l": {"gpt2-xl": FineTuneHyperparameters(layer=0, clamp=5e-4),
+             "gpt-j": FineTuneHyperparameters(layer=0, clamp=5e-5)},
+    "lora": {"mlx-lm": LoraHyperparameters()},
+}
+
+
+def hyperparameters(given=None, method: str = "rome"):
+    """A method's hyperparameters, from what a caller may give.
+
+    given: None or "published" for the published ones, the name of a preset, a dict of some of
+    them, or the method's dataclass. Raises RomeError for anything else, naming the choices.
+    """
+    presets = PRESETS[method]
+    published = next(iter(presets.values()))
     if given is None or given == "published":
-        return PUBLISHED
-    if isinstance(given, Hyperparameters):
+        return published
+    if isinstance(given, type(published)):
         return given
     if isinstance(given, Mapping):
-        known = {f.name for f in dataclasses.fields(Hyperparameters)}
-        if unknown := sorted(set(given) - known):
-            raise RomeError(f"unknown hyperparameters {', '.join(unknown)}; "
+        known = {f.name for f in dataclasses.fields(published)}
+        if unknown := sorted(map(str, set(given) - known)):
+            raise RomeError(f"unknown hyperparameters {', '.join(unknown)} of {method}; "
                             f"choose from {', '.join(sorted(known))}")
         try:
-            return dataclasses.replace(PUBLISHED, **given)
-        except TypeError as error:
+            return dataclasses.replace(published, **given)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, RomeError):
+                raise
             raise RomeError(f"hyperparameters {dict(given)}: {error}; give numbers") from error
-    raise RomeError(f"hyperparameters {given!r}: give 'published', a dictionary or a "
-                    "Hyperparameters")
+    if isinstance(given, str) and given in presets:
+        return presets[given]
+    raise RomeError(f"hyperparameters {given!r} of {method}: give 'published', a preset "
+                    f"({', '.join(presets)}), a dictionary or a {type(published).__name__}")

@@ -32,11 +32,7 @@ def in_contexts(request, templates: Sequence[str]) -> list[tuple[str, tuple[int,
 
 def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
     """Keys and MLP outputs at the last token of each text's subject, of [(text, span)]."""
-    encoded = [encode(tokenizer, text) for text, _ in texts]
-    last = [e.range(*span)[1] - 1 for e, (_, span) in zip(encoded, texts, strict=True)]
-    width = max(last) + 1  # what comes after the subject does not reach its key
-    ids = mx.array([(e.ids + [0] * width)[:width] for e in encoded])
-    rows, at = mx.arange(len(last)), mx.array(last)
+    ids, rows, at = _subjects(tokenizer, texts)
     seen = {}
 
     def key(x):
@@ -51,5 +47,24 @@ def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
     with hooked(decoder.module(layer, "down"), before=key), \
             hooked(decoder.module(layer, "mlp"), after=output):
         decoder.block(layer, h)
-    return Readings(*(np.array(seen[name].astype(mx.float32), np.float64)
-                      for name in ("keys", "outputs")))
+    return Readings(_float64(seen["keys"]), _float64(seen["outputs"]))
+
+
+def read_states(decoder: Decoder, tokenizer, texts, layer: int) -> np.ndarray:
+    """Block outputs (rows, dim) float64 at the last token of each text's subject."""
+    ids, rows, at = _subjects(tokenizer, texts)
+    h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
+    return _float64(h[rows, at])
+
+
+def _subjects(tokenizer, texts) -> tuple[mx.array, mx.array, mx.array]:
+    """Ids (rows, tokens) up to the last subject, and row and position of each subject's end."""
+    encoded = [encode(tokenizer, text) for text, _ in texts]
+    last = [e.range(*span)[1] - 1 for e, (_, span) in zip(encoded, texts, strict=True)]
+    width = max(last) + 1  # what comes after the subject does not reach its key
+    ids = mx.array([(e.ids + [0] * width)[:width] for e in encoded])
+    return ids, mx.arange(len(last)), mx.array(last)
+
+
+def _float64(x: mx.array) -> np.ndarray:
+    return np.array(x.astype(mx.float32), np.float64)

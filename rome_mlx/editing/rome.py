@@ -19,7 +19,7 @@ from .hyperparameters import hyperparameters as resolve
 from .key import in_contexts, read_keys
 from .templates import check_templates
 from .templates import context_templates as sample_templates
-from .value import optimize_value
+from .value import optimize_values
 
 _BARE = ["{}"]
 
@@ -62,7 +62,7 @@ _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, Fa
 
 def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
               report) -> Edit:
-    decoder, hp = Decoder(model), resolve(given)
+    decoder, hp = Decoder(model), resolve(given, method)
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     matrix = moment_matrix(model, tokenizer, layer, moments)
     templates = (sample_templates(model, tokenizer, seed) if templates is None
@@ -76,7 +76,7 @@ def _rank_one(method, model, tokenizer, request, layer, moments, templates, give
                                  for all_contexts in _CONTEXTS[method])
 
     direction = inverse_direction(matrix, readings.keys[for_direction].mean(0), hp.ridge)
-    value = optimize_value(decoder, tokenizer, request, templates, layer, hp, report)
+    value, = optimize_values(decoder, tokenizer, [request], templates, layer, hp, report=report)
     right, left = rank_one_update(
         readings.keys[for_update].mean(0), direction, value.initial + value.delta,
         readings.outputs[for_update].mean(0))
@@ -117,5 +117,3 @@ def rank_one_update(key, direction, value, output) -> tuple[np.ndarray, np.ndarr
         raise RomeError("the subject's key is orthogonal to the update's direction; "
                         "give other context templates or moments")
     return (value - output) / along, direction
-
-

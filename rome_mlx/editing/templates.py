@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 from ..errors import RomeError
 from ..sampling import sample, start_token
+from ..tokens import encode
 
 #: (number of texts, length in tokens), as in the released code
 _LENGTHS = ((10, 5), (10, 10))
 _TOP_K = 5
+#: what MEMIT's contexts begin with, and their length in sampled tokens
+_WORDS, _WORDS_LENGTH = ("The", "Therefore", "Because", "I", "You"), 10
 
 
 def context_templates(model, tokenizer, seed: int = 0) -> list[str]:
@@ -20,9 +23,23 @@ def context_templates(model, tokenizer, seed: int = 0) -> list[str]:
         rows = sample(model, [[start]] * count, length, seed=2 * seed + i, top_k=_TOP_K,
                       avoid=avoid)
         for row in rows:
-            text = re.sub(r"[{}\s]+", " ", tokenizer.decode(row)).strip()
-            templates.append(f"{text}. {{}}")
+            templates.append(_template(tokenizer.decode(row)))
     return templates
+
+
+def memit_templates(model, tokenizer, seed: int = 0) -> list[str]:
+    """`{}` and 5 texts "x. {}", x sampled from the model after a common word (MEMIT's code)."""
+    templates = ["{}"]
+    avoid = set(getattr(tokenizer, "all_special_ids", ()))
+    for i, word in enumerate(_WORDS):
+        row = sample(model, [encode(tokenizer, word).ids], _WORDS_LENGTH,
+                     seed=len(_WORDS) * seed + i, top_k=_TOP_K, avoid=avoid)[0]
+        templates.append(_template(word + tokenizer.decode(row)))
+    return templates
+
+
+def _template(text: str) -> str:
+    return re.sub(r"[{}\s]+", " ", text).strip() + ". {}"
 
 
 def check_templates(templates: Sequence[str]) -> list[str]:

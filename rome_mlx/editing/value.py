@@ -1,13 +1,15 @@
-"""v*: the MLP output that makes the model say the target (ROME paper, section 3.1, step 2).
+"""v*: the output that makes the model say the target (ROME paper, section 3.1, step 2).
 
 δ changes nothing before the subject's last token and nothing below its layer. So the contexts are
 run once; every step runs only their tokens from the subject's last on, from the edited layer up,
 on the keys and values kept for the tokens before. Rows are aligned at the subject's last token:
-what comes before it is padded on the left, what comes after on the right.
+what comes before it is padded on the left, what comes after on the right. Requests are optimised
+together, each with a δ of its own, and leave the batch when they stop.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -16,10 +18,12 @@ import numpy as np
 from ..decoder import Decoder, Prefix
 from ..hooks import hooked
 from ..tokens import encode, encode_with_target
-from .hyperparameters import Hyperparameters
+from .hyperparameters import ValueHyperparameters
 from .key import in_contexts
 
 _KL_PROMPT = "{} is a"
+_BATCH = 32  # requests; bounds the logits held at once
+_LOSSES = ("total", "nll", "kl", "decay", "probability")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class Value:
     losses: list[dict]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Row:
+    request: int
     ids: list[int]  # without the target's last token, which predicts nothing that is read
     subject: int  # position of the subject's last token
     begin: int = 0  # position of the target's first token
@@ -44,54 +49,95 @@ class Suffixes:
     """Rows from the subject's last token on, ready to be run from the edited layer up.
 
     inputs: (rows, tokens, dim), what enters the layer; prefixes: of every layer of the model;
-    read: row and position of every hidden state that the loss reads, the KL's last; targets: the
-    token that each of them but the last should predict; weights: of each in the mean NLL.
+    owner: the request of each row; read: row and position of every hidden state that the loss
+    reads, one for each target token and then the KL's, one a request; targets: the token that
+    each of the first should predict; weights: (requests, targets), of each in a request's NLL.
     """
 
+    rows: list[_Row]
     inputs: mx.array
     prefixes: list[Prefix | None]
+    owner: mx.array
     read: tuple[mx.array, mx.array]
     targets: mx.array
     weights: mx.array
 
 
-def optimize_value(decoder: Decoder, tokenizer, request, templates, layer: int,
-                   hp: Hyperparameters, report: Callable[[dict], None] | None = None) -> Value:
-    """Adam on δ, as the released code does it (ROME paper, eq. 4).
+def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, layer: int,
+                    hp: ValueHyperparameters, part: str = "mlp",
+                    report: Callable[[dict], None] | None = None) -> list[Value]:
+    """Adam on a δ for each request, as the released code does it (ROME paper, eq. 4).
 
-    Loss: mean over contexts of the target's NLL a token + kl_factor KL(new ‖ initial) of the next
-    token after the subject in "{} is a" + v_weight_decay ‖δ‖ / ‖v0‖² (the paper squares ‖δ‖).
-    The last step computes its loss and moves no more. `report` gets each step's losses.
+    A request's loss: mean over contexts of the target's NLL a token + kl_factor KL(new ‖ initial)
+    of the next token after the subject in "{} is a" + v_weight_decay ‖δ‖ / ‖v0‖² (the paper
+    squares ‖δ‖). The last step computes its loss and moves no more; a request whose loss is below
+    v_stop moves no more. part: whose output δ is added to, "mlp" (ROME) or "block" (MEMIT).
+    report: called with each step's losses, the mean over the requests of a batch.
     """
-    suffixes = _suffixes(decoder, _rows(tokenizer, request, templates), layer)
-    initial = _initial_output(decoder, suffixes, layer)
-    scale = mx.linalg.norm(initial)
-    before = _log_probabilities(decoder, suffixes, layer, mx.zeros_like(initial))[-1]
-    mx.eval(before, initial)
+    values = []
+    for i in range(0, len(requests), _BATCH):
+        batch = requests[i: i + _BATCH]
+        suffixes = _suffixes(decoder, _rows(tokenizer, batch, templates), layer)
+        values += _optimize(decoder, suffixes, layer, hp, part, report)
+    return values
 
-    def loss(delta):
-        log_p = _log_probabilities(decoder, suffixes, layer, delta)
-        chosen = mx.take_along_axis(log_p[:-1], suffixes.targets[:, None], axis=1)[:, 0]
-        nll = -(chosen * suffixes.weights).sum()
-        kl = hp.kl_factor * (mx.exp(log_p[-1]) * (log_p[-1] - before)).sum()
-        decay = hp.v_weight_decay * _norm(delta) / scale**2
-        return nll + kl + decay, (nll, kl, decay, chosen)
 
-    step = mx.value_and_grad(loss)
-    delta, optimizer, losses = mx.zeros_like(initial), _adam(hp.v_lr), []
+def mean_losses(values: Sequence[Value]) -> list[dict]:
+    """One dict a step, the mean over requests; one that has stopped counts with its last."""
+    return [{"step": i, **{name: float(np.mean([v.losses[min(i, len(v.losses) - 1)][name]
+                                                for v in values])) for name in _LOSSES}}
+            for i in range(max(len(v.losses) for v in values))]
+
+
+def _optimize(decoder, suffixes, layer, hp, part, report) -> list[Value]:
+    initial = _initial_outputs(decoder, suffixes, layer, part)
+    delta, optimizer = mx.zeros_like(initial), _adam(hp.v_lr)
+    logits = _logits(decoder, suffixes, layer, delta, part)[-len(initial):]
+    scale, before = mx.linalg.norm(initial, axis=1), _log_softmax(logits)
+    mx.eval(scale, before)
+    active = list(range(len(initial)))
+    values = [Value(np.zeros(initial.shape[1]), np.array(v, np.float64), []) for v in initial]
+
     for i in range(hp.v_num_grad_steps):
-        (total, (nll, kl, decay, chosen)), gradient = step(delta)
-        mx.eval(total, nll, kl, decay, chosen, gradient)
-        losses.append({"step": i, "total": total.item(), "nll": nll.item(), "kl": kl.item(),
-                       "decay": decay.item(),
-                       "probability": _mean_probability(chosen, suffixes.weights)})
+        def loss(delta, suffixes=suffixes, scale=scale, before=before):
+            parts = _losses(decoder, suffixes, layer, delta, part, scale, before, hp)
+            return parts[0].sum(), parts
+
+        (_, parts), gradient = mx.value_and_grad(loss)(delta)
+        mx.eval(*parts, gradient)
+        for request, *numbers in zip(active, *(x.tolist() for x in parts), strict=True):
+            values[request].losses.append(
+                {"step": i, **dict(zip(_LOSSES, numbers, strict=True))})
         if report is not None:
-            report(losses[-1])
-        if total.item() < hp.v_stop or i == hp.v_num_grad_steps - 1:
+            report(mean_losses(values)[-1])
+        going = [j for j, total in enumerate(parts[0].tolist()) if total >= hp.v_stop]
+        if not going or i == hp.v_num_grad_steps - 1:
             break
+        if len(going) < len(active):
+            suffixes, keep = _only(suffixes, going), mx.array(going)
+            active = [active[j] for j in going]
+            delta, gradient, scale, before = (x[keep] for x in (delta, gradient, scale, before))
+            for name, moment in optimizer.state.get("delta", {}).items():
+                optimizer.state["delta"][name] = moment[keep]
         delta = optimizer.apply_gradients({"delta": gradient}, {"delta": delta})["delta"]
-        delta = delta * mx.minimum(1.0, hp.clamp_norm_factor * scale / mx.linalg.norm(delta))
-    return Value(np.array(delta, np.float64), np.array(initial, np.float64), losses)
+        norm = mx.linalg.norm(delta, axis=1)
+        delta = delta * mx.minimum(1.0, hp.clamp_norm_factor * scale / norm)[:, None]
+        for request, moved in zip(active, np.array(delta, np.float64), strict=True):
+            values[request] = replace(values[request], delta=moved)
+    return values
+
+
+def _losses(decoder, suffixes, layer, delta, part, scale, before, hp) -> tuple[mx.array, ...]:
+    """Total, NLL, KL, decay and the target's mean probability, each (requests,)."""
+    logits = _logits(decoder, suffixes, layer, delta, part)
+    count = len(suffixes.targets)
+    chosen = mx.take_along_axis(logits[:count], suffixes.targets[:, None], axis=1)[:, 0]
+    chosen = chosen - mx.logsumexp(logits[:count], axis=-1)
+    log_p = _log_softmax(logits[count:])
+    nll = -(suffixes.weights @ chosen)
+    kl = hp.kl_factor * (mx.exp(log_p) * (log_p - before)).sum(axis=1)
+    decay = hp.v_weight_decay * _norms(delta) / scale**2
+    return nll + kl + decay, nll, kl, decay, suffixes.weights @ mx.exp(chosen)
 
 
 def _adam(rate: float) -> optim.Adam:
@@ -99,24 +145,24 @@ def _adam(rate: float) -> optim.Adam:
     return optim.Adam(learning_rate=rate, bias_correction=True)
 
 
-def _norm(x: mx.array) -> mx.array:
-    """‖x‖ with gradient 0 at 0."""
-    return mx.sqrt(mx.maximum((x * x).sum(), 1e-30))
+def _norms(x: mx.array) -> mx.array:
+    """‖x‖ of every row, with gradient 0 at 0."""
+    return mx.sqrt(mx.maximum((x * x).sum(axis=1), 1e-30))
 
 
-def _mean_probability(log_probabilities: mx.array, weights: mx.array) -> float:
-    return float((mx.exp(log_probabilities) * weights).sum())
+def _log_softmax(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _rows(tokenizer, request, templates) -> list[_Row]:
+def _rows(tokenizer, requests, templates) -> list[_Row]:
     rows = []
-    for text, span in in_contexts(request, templates):
-        whole, (begin, end) = encode_with_target(tokenizer, text, request.target_new)
-        rows.append(_Row(whole.ids[: end - 1], whole.range(*span)[1] - 1, begin,
-                         tuple(whole.ids[begin:end])))
-    text = _KL_PROMPT.replace("{}", request.subject)
-    encoded = encode(tokenizer, text)
-    rows.append(_Row(encoded.ids, encoded.range(0, len(request.subject))[1] - 1))
+    for i, request in enumerate(requests):
+        for text, span in in_contexts(request, templates):
+            whole, (begin, end) = encode_with_target(tokenizer, text, request.target_new)
+            rows.append(_Row(i, whole.ids[: end - 1], whole.range(*span)[1] - 1, begin,
+                             tuple(whole.ids[begin:end])))
+        encoded = encode(tokenizer, _KL_PROMPT.replace("{}", request.subject))
+        rows.append(_Row(i, encoded.ids, encoded.range(0, len(request.subject))[1] - 1))
     return rows
 
 
@@ -139,44 +185,66 @@ def _suffixes(decoder: Decoder, rows: list[_Row], layer: int) -> Suffixes:
         Prefix(*(mx.take_along_axis(x, before, axis=2) for x in prefix.new), padding)
         if longest else Prefix() for prefix in recorded[layer:]]
     mx.eval(inputs, [(p.keys, p.values) for p in prefixes[layer:] if longest])
-
-    reads = [(i, row.begin - 1 + j - row.subject)
-             for i, row in enumerate(rows) for j in range(len(row.target))]
-    reads.append((len(rows) - 1, 0))  # the KL is read at the subject's last token
-    weights = [1 / len(row.target) / (len(rows) - 1) for row in rows for _ in row.target]
-    return Suffixes(inputs, prefixes, tuple(mx.array(x) for x in zip(*reads, strict=True)),
-                    mx.array([t for row in rows for t in row.target]), mx.array(weights))
+    return _ready(rows, inputs, prefixes)
 
 
-def _initial_output(decoder: Decoder, suffixes: Suffixes, layer: int) -> mx.array:
-    """v0 (d_out,): the MLP's output at the subject's last token in the first context."""
+def _ready(rows: list[_Row], inputs: mx.array, prefixes) -> Suffixes:
+    contexts = Counter(row.request for row in rows if row.target)
+    reads, owners, weights = [], [], []
+    for i, row in enumerate(rows):
+        reads += [(i, row.begin - 1 + j - row.subject) for j in range(len(row.target))]
+        owners += [row.request] * len(row.target)
+        weights += [1 / len(row.target) / contexts[row.request] for _ in row.target]
+    table = np.zeros((len(contexts), len(reads)), np.float32)
+    table[owners, range(len(reads))] = weights
+    reads += [(i, 0) for i, row in enumerate(rows) if not row.target]  # at the subject's end
+    return Suffixes(rows, inputs, prefixes, mx.array([row.request for row in rows]),
+                    tuple(mx.array(x) for x in zip(*reads, strict=True)),
+                    mx.array([t for row in rows for t in row.target]), mx.array(table))
+
+
+def _only(suffixes: Suffixes, requests: list[int]) -> Suffixes:
+    """The suffixes of some requests, numbered anew from 0."""
+    number = {request: i for i, request in enumerate(requests)}
+    at = [i for i, row in enumerate(suffixes.rows) if row.request in number]
+    rows = [replace(suffixes.rows[i], request=number[suffixes.rows[i].request]) for i in at]
+    index = mx.array(at)
+    return _ready(rows, suffixes.inputs[index],
+                  [p and _prefix_rows(p, index) for p in suffixes.prefixes])
+
+
+def _prefix_rows(prefix: Prefix, index: mx.array) -> Prefix:
+    if prefix.keys is None:
+        return Prefix()
+    return Prefix(prefix.keys[index], prefix.values[index], prefix.padding[index])
+
+
+def _initial_outputs(decoder: Decoder, suffixes: Suffixes, layer: int, part: str) -> mx.array:
+    """v0 (requests, d_out): the output at the subject's last token in the first context."""
+    owners = [row.request for row in suffixes.rows]
+    first = mx.array([owners.index(request) for request in range(max(owners) + 1)])
     seen = []
 
     def keep(out):
-        seen.append(out[0, 0].astype(mx.float32))
+        seen.append(out[:, 0].astype(mx.float32))
         return out
 
-    with hooked(decoder.module(layer, "mlp"), after=keep):
-        decoder.block(layer, suffixes.inputs[:1], _first_row(suffixes.prefixes[layer]))
+    with hooked(decoder.module(layer, part), after=keep):
+        decoder.block(layer, suffixes.inputs[first],
+                      _prefix_rows(suffixes.prefixes[layer], first))
     return seen[0]
 
 
-def _first_row(prefix: Prefix) -> Prefix:
-    if prefix.keys is None:
-        return Prefix()
-    return Prefix(prefix.keys[:1], prefix.values[:1], prefix.padding[:1])
-
-
-def _log_probabilities(decoder: Decoder, suffixes: Suffixes, layer: int,
-                       delta: mx.array) -> mx.array:
-    """Log-probabilities (read, vocabulary) with δ added to the MLP's output in every row."""
+def _logits(decoder: Decoder, suffixes: Suffixes, layer: int, delta: mx.array,
+            part: str) -> mx.array:
+    """Logits (read, vocabulary) float32 with each request's δ (requests, d_out) added to the
+    output of the layer's `part` in its rows."""
 
     def add(out):
-        first = out[:, :1] + delta.astype(out.dtype)
+        first = out[:, :1] + delta[suffixes.owner][:, None].astype(out.dtype)
         return mx.concatenate([first, out[:, 1:]], axis=1)
 
-    with hooked(decoder.module(layer, "mlp"), after=add):
+    with hooked(decoder.module(layer, part), after=add):
         h = decoder.block(layer, suffixes.inputs, suffixes.prefixes[layer])
     h = decoder.run(h, layer + 1, None, suffixes.prefixes)
-    logits = decoder.logits(h[suffixes.read]).astype(mx.float32)
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return decoder.logits(h[suffixes.read]).astype(mx.float32)

@@ -1,0 +1,114 @@
+"""What MEMIT, EMMET and AlphaEdit share: values at the last edited layer, spread over the layers.
+
+Each layer takes its share of what is still missing, with the keys that the model computes when
+the layers before it are edited. The methods differ in how a layer's keys become its update.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ..decoder import Decoder
+from ..errors import RomeError
+from ..loading import describe
+from ..moments.lookup import moment_matrix
+from .edit import Edit, LowRank, provenance
+from .hyperparameters import hyperparameters as resolve
+from .key import in_contexts, read_keys, read_states
+from .requests import check_requests
+from .templates import check_templates, memit_templates
+from .value import mean_losses, optimize_values
+
+_TEXTS = 512  # rows run at once
+
+#: (hyperparameters, C (d_in, d_in), keys K (d_in, n), keys to protect (d_in, m)) -> A (d_in, n)
+#: of the update Δ = R Aᵀ
+Solve = Callable[[object, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *, moments=None,
+           context_templates=None, hyperparameters=None, seed: int = 0,
+           report: Callable[[dict], None] | None = None, earlier: Sequence[Edit] = ()) -> Edit:
+    """Write requests into layers, R = (z - h_L) / (layers left) at each (MEMIT paper, eq. 20).
+
+    The model is left as it was. solve: a layer's keys to its update; earlier: edits whose keys
+    `solve` is to protect. The rest as `memit`.
+    """
+    decoder, hp, requests = Decoder(model), resolve(hyperparameters, method), check_requests(
+        requests)
+    layers = check_layers(decoder, hp.layers if layers is None else layers)
+    if decoder.architecture.mlp_norm:
+        raise RomeError(f"{method} needs the MLP's output to be added as it is, and this model "
+                        "norms it first; use rome, r-rome or p-rome")
+    for layer in layers:  # what is missing is missing before any work
+        moment_matrix(model, tokenizer, layer, moments)
+    templates = (memit_templates(model, tokenizer, seed) if context_templates is None
+                 else check_templates(context_templates))
+    values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, "block",
+                             report)
+    goal = np.stack([value.initial + value.delta for value in values])  # z, (n, dim)
+
+    found, keys = [], {}  # edits of one layer each; the keys that they write at
+    try:
+        for i, layer in enumerate(layers):
+            path = decoder.path(layer, "down")
+            keys[path] = request_keys(decoder, tokenizer, requests, templates, layer).T
+            state = _states(decoder, tokenizer, requests, layers[-1])
+            residual = (goal - state) / (len(layers) - i)  # Rᵀ, (n, dim)
+            matrix = moment_matrix(model, tokenizer, layer, moments)
+            update = solve(hp, matrix, keys[path], _earlier_keys(earlier, path, keys[path]))
+            found.append(Edit(method, requests, {path: LowRank(update, residual).compact()},
+                              [layer]))
+            found[-1].apply(model)
+    finally:
+        for edit in reversed(found):
+            if edit.is_applied(model):
+                edit.revert(model)
+    deltas = {path: delta for edit in found for path, delta in edit.deltas.items()}
+    return Edit(
+        method=method, requests=requests, deltas=deltas, layers=layers, hyperparameters=hp,
+        context_templates=templates, losses=mean_losses(values), seed=seed, keys=keys,
+        **provenance(decoder, describe(model, tokenizer), deltas))
+
+
+def check_layers(decoder: Decoder, layers) -> list[int]:
+    """A layer or several, rising, each there. Raises RomeError otherwise."""
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    if not layers or layers != sorted(set(layers)):
+        raise RomeError(f"layers is {layers}; give rising numbers, such as [4, 5, 6]")
+    return [decoder.check_layer(layer) for layer in layers]
+
+
+def request_keys(decoder: Decoder, tokenizer, requests, templates, layer: int) -> np.ndarray:
+    """k (requests, d_in): the bare prompt's key and the mean of the other contexts', half each."""
+    bare = np.array([template == "{}" for template in templates])
+    if bare.all() or not bare.any():
+        weights = np.full(len(templates), 1 / len(templates))
+    else:
+        weights = np.where(bare, 0.5 / bare.sum(), 0.5 / (~bare).sum())
+    texts = [text for request in requests for text in in_contexts(request, templates)]
+    rows = np.concatenate([read_keys(decoder, tokenizer, part, layer).keys
+                           for part in _parts(texts)])
+    return np.einsum("t,ntd->nd", weights, rows.reshape(len(requests), len(templates), -1))
+
+
+def _states(decoder: Decoder, tokenizer, requests, layer: int) -> np.ndarray:
+    """h (requests, dim): the block's output for the bare prompts."""
+    texts = [(request.text, request.subject_span) for request in requests]
+    return np.concatenate([read_states(decoder, tokenizer, part, layer)
+                           for part in _parts(texts)])
+
+
+def _parts(texts: list) -> Iterator[list]:
+    for i in range(0, len(texts), _TEXTS):
+        yield texts[i: i + _TEXTS]
+
+
+def _earlier_keys(earlier: Sequence[Edit], path: str, like: np.ndarray) -> np.ndarray:
+    """(d_in, m): the keys that earlier edits wrote at in a weight."""
+    keys = [edit.keys[path] for edit in earlier if path in edit.keys]
+    for found in keys:
+        if found.shape[0] != like.shape[0]:
+            raise RomeError(f"an earlier edit's keys at {path} are {found.shape[0]} wide, this "
+                            f"model's {like.shape[0]}; give edits of this model")
+    return np.concatenate([like[:, :0], *keys], axis=1)

@@ -1,0 +1,307 @@
+"""MEMIT, EMMET and AlphaEdit against their formulas, and their promises on tiny models."""
+
+import dataclasses
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from mlx.utils import tree_flatten
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.decoder import Decoder
+from rome_mlx.editing.alphaedit import null_space, null_space_update
+from rome_mlx.editing.emmet import equality_update
+from rome_mlx.editing.key import in_contexts, read_keys, read_states
+from rome_mlx.editing.memit import least_squares_update
+from rome_mlx.editing.rome import inverse_direction, rank_one_update
+from rome_mlx.editing.spread import request_keys
+from rome_mlx.editing.templates import memit_templates
+from rome_mlx.editing.value import optimize_values
+
+REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
+            rm.EditRequest("{} was", "a long subject", "b"),
+            rm.EditRequest("the home of {} is", "f", "qr")]
+TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
+METHODS = [rm.memit, rm.emmet, rm.alphaedit]
+STEPS = {"v_num_grad_steps": 5}
+FREE = {"memit": {"update_weight": 1e-6}, "emmet": {"ridge": 0.0, "moment_scale": 1.0},
+        "alphaedit": {"threshold": 1e9, "regularization": 1e-6}}  # nothing but the constraint
+
+
+def spd(dim, seed=0):
+    x = np.random.RandomState(seed).randn(4 * dim, dim)
+    return x.T @ x / len(x)
+
+
+def edited(model, method, requests=REQUESTS, layers=(0, 1, 2), hyperparameters=None, **options):
+    if hyperparameters is None:
+        hyperparameters = STEPS | ({"threshold": 0.5} if method is rm.alphaedit else {})
+    wide = Decoder(model).module(0, "down").weight.shape[1]
+    wide = 64 if model.layers[0].mlp.down_proj.__class__ is nn.QuantizedLinear else wide
+    return method(model, FakeTokenizer(), requests, list(layers),
+                  moments={layer: spd(wide, layer) for layer in layers},
+                  context_templates=TEMPLATES, hyperparameters=hyperparameters, **options)
+
+
+def arrays(model):
+    return {k: np.array(v) for k, v in tree_flatten(model.parameters())}
+
+
+def bare(requests=REQUESTS):
+    return [(r.text, r.subject_span) for r in requests]
+
+
+@pytest.fixture
+def system():
+    """C, K, R of a small random problem, float64."""
+    random = np.random.RandomState(0)
+    return spd(12), random.randn(12, 4), random.randn(5, 4)
+
+
+def test_memits_update_minimises_its_cost(system):
+    matrix, keys, residual = system
+    best = residual @ least_squares_update(keys, matrix, 3.0).T
+
+    def cost(update):
+        return (np.sum((update @ keys - residual)**2)
+                + 3.0 * np.trace(update @ matrix @ update.T))
+
+    random = np.random.RandomState(1)
+    for _ in range(20):
+        other = 1e-3 * random.randn(*best.shape)
+        assert cost(best + other) > cost(best)
+        # stationary: both sides rise alike
+        assert cost(best + other) == pytest.approx(cost(best - other), rel=1e-9)
+    np.testing.assert_allclose(
+        best, residual @ keys.T @ np.linalg.inv(3.0 * matrix + keys @ keys.T), rtol=1e-8)
+
+
+def test_emmets_update_holds_every_constraint_and_is_the_smallest(system):
+    matrix, keys, residual = system
+    best = residual @ equality_update(keys, matrix).T
+    np.testing.assert_allclose(best @ keys, residual, atol=1e-10)
+    free = np.eye(12) - keys @ np.linalg.pinv(keys)  # changes that keep the constraints
+    random = np.random.RandomState(1)
+    for _ in range(20):
+        other = best + 0.1 * random.randn(5, 12) @ free
+        assert np.trace(other @ matrix @ other.T) > np.trace(best @ matrix @ best.T)
+
+
+def test_emmets_ridge_is_on_the_keys_gram_matrix(system):
+    matrix, keys, residual = system
+    inverse = np.linalg.inv(matrix)
+    gram = keys.T @ inverse @ keys + 0.1 * np.eye(4)
+    np.testing.assert_allclose(residual @ equality_update(keys, matrix, 0.1).T,
+                               residual @ np.linalg.inv(gram) @ keys.T @ inverse, rtol=1e-8)
+
+
+def test_emmet_of_one_request_is_romes_update(system):
+    matrix, keys, residual = system
+    key, missing = keys[:, 0], residual[:, 0]
+    right, left = rank_one_update(key, inverse_direction(matrix, key), missing, 0 * missing)
+    np.testing.assert_allclose(residual[:, :1] @ equality_update(keys[:, :1], matrix).T,
+                               np.outer(right, left), rtol=1e-9)
+
+
+def test_alphaedits_update_solves_its_equation_and_spares_the_known(system):
+    matrix, keys, residual = system
+    values, vectors = np.linalg.eigh(matrix)
+    threshold, earlier = float(np.median(values)), np.random.RandomState(3).randn(12, 2)
+    basis = null_space(matrix, threshold)
+    update = residual @ null_space_update(keys, earlier, basis, 0.7).T
+    p = basis @ basis.T
+    x = np.linalg.solve(p @ (keys @ keys.T + earlier @ earlier.T) + 0.7 * np.eye(12),
+                        p @ keys @ residual.T)
+    np.testing.assert_allclose(update, x.T, atol=1e-10)
+    np.testing.assert_allclose(update @ vectors[:, values >= threshold], 0, atol=1e-12)
+    alone = residual @ null_space_update(keys, earlier[:, :0], basis, 0.7).T
+    assert np.linalg.norm(update @ earlier) < np.linalg.norm(alone @ earlier)
+
+
+def test_a_threshold_below_every_eigenvalue_says_their_range():
+    with pytest.raises(rm.RomeError, match=r"from 2 to 3.*threshold"):
+        null_space(np.diag([2.0, 3.0]), 0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", ["float", "4-bit"])
+def test_computing_leaves_the_model_bit_for_bit_and_applying_changes_it(method, bits):
+    model = tiny_model("llama", intermediate_size=64)
+    if bits == "4-bit":
+        nn.quantize(model, group_size=32, bits=4)
+    before, tokens = arrays(model), mx.array([[1, 2, 3]])
+    plain = np.array(model(tokens))
+    edit = edited(model, method)
+    with edit.applied(model):
+        assert np.abs(np.array(model(tokens)) - plain).max() > 1e-4
+    after = arrays(model)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert len(edit.deltas) == 3 and all(d.rank == 3 for d in edit.deltas.values())
+
+
+def test_an_error_on_the_way_takes_the_partial_updates_back(monkeypatch):
+    model, layers = tiny_model("llama"), []
+
+    def stop(*args):
+        layers.append(args[-1])
+        if len(layers) == 3:
+            raise ZeroDivisionError
+        return request_keys(*args)
+
+    monkeypatch.setattr("rome_mlx.editing.spread.request_keys", stop)
+    before = arrays(model)
+    with pytest.raises(ZeroDivisionError):
+        edited(model, rm.memit)
+    after = arrays(model)
+    assert layers == [0, 1, 2]
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("method", METHODS)
+def test_without_regularisation_the_edited_model_computes_the_values(kind, method):
+    model = tiny_model(kind)
+    decoder = Decoder(model)
+    hp = STEPS | FREE[method.__name__]
+    # one context: the keys of the bare prompts are the keys written at
+    options = dict(moments={i: spd(decoder.module(i, "down").weight.shape[1]) for i in (0, 1, 2)},
+                   context_templates=["{}"], hyperparameters=hp)
+    edit = method(model, FakeTokenizer(), REQUESTS, [0, 1, 2], **options)
+    values = optimize_values(decoder, FakeTokenizer(), REQUESTS, ["{}"], 2, edit.hyperparameters,
+                             "block")
+    with edit.applied(model):
+        states = read_states(decoder, FakeTokenizer(), bare(), 2)
+    np.testing.assert_allclose(states, [v.initial + v.delta for v in values], atol=2e-3)
+
+
+def test_each_layer_takes_its_share_with_the_layers_before_it_edited():
+    model, layers = tiny_model("llama"), [0, 2, 3]
+    decoder, tokenizer = Decoder(model), FakeTokenizer()
+    edit = edited(model, rm.memit, layers=layers)
+    values = optimize_values(decoder, tokenizer, REQUESTS, TEMPLATES, 3, edit.hyperparameters,
+                             "block")
+    goal, before = np.stack([v.initial + v.delta for v in values]), []
+    try:
+        for i, (layer, (path, delta)) in enumerate(zip(layers, edit.deltas.items(), strict=True)):
+            keys = request_keys(decoder, tokenizer, REQUESTS, TEMPLATES, layer).T
+            share = (goal - read_states(decoder, tokenizer, bare(), 3)) / (3 - i)
+            expected = share.T @ keys.T @ np.linalg.inv(
+                20000 * spd(keys.shape[0], layer) + keys @ keys.T)
+            np.testing.assert_allclose(edit.keys[path], keys, atol=1e-5)
+            np.testing.assert_allclose((delta.a @ delta.b).T, expected, rtol=1e-3,
+                                       atol=1e-6 * np.abs(expected).max())
+            before.append(rm.Edit("memit", REQUESTS, {path: delta}, [layer]))
+            before[-1].apply(model)
+    finally:
+        for part in reversed(before):
+            part.revert(model)
+
+
+def test_the_bare_prompts_key_weighs_as_much_as_all_others():
+    decoder, tokenizer = Decoder(tiny_model("llama")), FakeTokenizer()
+    rows = read_keys(decoder, tokenizer, in_contexts(REQUESTS[0], TEMPLATES), 1).keys
+    found = request_keys(decoder, tokenizer, REQUESTS, TEMPLATES, 1)
+    np.testing.assert_allclose(found[0], rows[0] / 2 + rows[1] / 4 + rows[2] / 4, atol=1e-6)
+
+
+def test_memits_contexts_are_the_bare_one_and_five_that_begin_with_common_words():
+    templates = memit_templates(tiny_model("llama"), FakeTokenizer(), seed=3)
+    assert templates[0] == "{}" and len(templates) == 6
+    assert all(t.endswith(". {}") for t in templates[1:])
+    for word, template in zip(("The", "Therefore", "Because", "I", "You"), templates[1:],
+                              strict=True):
+        assert template.replace(" ", "").startswith(word)
+    assert templates == memit_templates(tiny_model("llama"), FakeTokenizer(), seed=3)
+
+
+def test_alphaedit_protects_the_keys_of_edits_applied_or_loaded(tmp_path):
+    model = tiny_model("llama")
+    first = edited(model, rm.alphaedit, REQUESTS[:1])
+    first.save(tmp_path / "first")
+    loaded = rm.load_edit(tmp_path / "first")
+    assert loaded.keys.keys() == first.keys.keys()
+    for path, keys in first.keys.items():
+        np.testing.assert_array_equal(loaded.keys[path], keys)
+    assert loaded.hyperparameters == first.hyperparameters
+
+    with first.applied(model):
+        known = edited(model, rm.alphaedit, REQUESTS[1:])
+        again = edited(model, rm.alphaedit, REQUESTS[1:], earlier=[first])
+    stranger = dataclasses.replace(first, keys={})  # as if the adapter came with the model
+    with stranger.applied(model):
+        named = edited(model, rm.alphaedit, REQUESTS[1:], earlier=[loaded])
+        forgotten = edited(model, rm.alphaedit, REQUESTS[1:])
+    for path in known.deltas:
+        def update(edit, path=path):
+            return edit.deltas[path].a @ edit.deltas[path].b
+
+        np.testing.assert_allclose(update(named), update(known), atol=1e-9)
+        np.testing.assert_allclose(update(again), update(known), atol=1e-9)
+        key = first.keys[path][:, 0]
+        assert np.linalg.norm(update(known).T @ key) < np.linalg.norm(update(forgotten).T @ key)
+
+
+def test_a_stack_keeps_the_keys_of_all():
+    model = tiny_model("llama")
+    edits = [edited(model, rm.alphaedit, REQUESTS[:1]), edited(model, rm.memit, REQUESTS[1:])]
+    stack = rm.stack(edits)
+    assert all(keys.shape[1] == 3 for keys in stack.keys.values())
+    assert stack.method == "stack" and stack.hyperparameters is None
+
+
+def test_more_requests_than_the_weight_is_wide_cost_no_more_than_the_weight(tmp_path):
+    model = tiny_model("llama")
+    many = [rm.EditRequest("the home of {} is", f"s{i}", "b") for i in range(40)]
+    edit = edited(model, rm.memit, many, layers=[1], hyperparameters={"v_num_grad_steps": 2})
+    delta, = edit.deltas.values()
+    assert delta.rank == 32 and edit.keys["model.layers.1.mlp.down_proj"].shape == (48, 40)
+
+
+def test_requests_are_one_or_many_and_repetitions_count_once():
+    model = tiny_model("llama")
+    one = edited(model, rm.memit, REQUESTS[0])
+    many = edited(model, rm.memit, [REQUESTS[0], REQUESTS[0]])
+    assert one.requests == many.requests == [REQUESTS[0]]
+    for path in one.deltas:
+        np.testing.assert_array_equal(one.deltas[path].b, many.deltas[path].b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_conflicting_requests_are_refused_by_name(method):
+    other = dataclasses.replace(REQUESTS[0], target_new="zw")
+    with pytest.raises(rm.RomeError, match=r"ab cde lives in.*'xy'.*'zw'"):
+        edited(tiny_model("llama"), method, [*REQUESTS, other])
+    with pytest.raises(rm.RomeError, match="no request"):
+        edited(tiny_model("llama"), method, [])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_moments_and_models_that_do_not_fit_are_refused(method):
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    with pytest.raises(rm.RomeError, match="rising"):
+        method(model, tokenizer, REQUESTS, [2, 1], moments={})
+    with pytest.raises(rm.RomeError, match="0 to 3"):
+        method(model, tokenizer, REQUESTS, moments={})  # the published layers
+    with pytest.raises(rm.RomeError, match="rome-mlx moments"):
+        method(model, tokenizer, REQUESTS, [1, 2], moments={1: spd(48)})
+    with pytest.raises(rm.RomeError, match="norms it"):
+        method(tiny_model("gemma3_text"), tokenizer, REQUESTS, [1], moments={})
+
+
+@pytest.mark.parametrize("bad", [{"layers": []}, {"layers": [2, 1]}, {"v_lr": 0},
+                                 {"v_num_grad_steps": 0}, {"v_num_grad_steps": 1.5},
+                                 {"clamp_norm_factor": "big"}, {"unknown": 1}, "gpt-5", 3])
+def test_bad_hyperparameters_are_refused(bad):
+    with pytest.raises(rm.RomeError):
+        edited(tiny_model("llama"), rm.memit, hyperparameters=bad)
+
+
+def test_presets_have_names():
+    model = tiny_model("llama")
+    edit = edited(model, rm.memit, hyperparameters="gpt-j")
+    assert edit.hyperparameters.update_weight == 15000
+    assert edit.hyperparameters.layers == (3, 4, 5, 6, 7, 8)

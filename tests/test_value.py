@@ -1,0 +1,105 @@
+"""Values of several requests found as one batch."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.decoder import Decoder
+from rome_mlx.editing.key import read_states
+from rome_mlx.editing.value import mean_losses, optimize_values
+
+TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
+REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
+            rm.EditRequest("{} was", "a long subject", "b"),
+            rm.EditRequest("the home of {} is not far from", "f", "qrstu")]
+#: a loss that the three requests reach after different numbers of steps
+HP = rm.Hyperparameters(v_num_grad_steps=8, v_stop=6.2, v_lr=0.3)
+
+
+def optimize(model, requests, part="block", hp=HP, **options):
+    return optimize_values(Decoder(model), FakeTokenizer(), requests, TEMPLATES, 1, hp, part,
+                           **options)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("part", ["mlp", "block"])
+def test_a_batch_finds_what_each_request_finds_alone(kind, part):
+    model = tiny_model(kind)
+    hp = rm.Hyperparameters(v_num_grad_steps=6, v_lr=0.1)
+    together = optimize(model, REQUESTS, part, hp)
+    for request, value in zip(REQUESTS, together, strict=True):
+        alone, = optimize(model, [request], part, hp)
+        np.testing.assert_allclose(value.delta, alone.delta, atol=1e-4)
+        np.testing.assert_allclose(value.initial, alone.initial, atol=1e-5)
+        assert [x["total"] for x in value.losses] == pytest.approx(
+            [x["total"] for x in alone.losses], abs=1e-4)
+
+
+def test_each_request_stops_at_a_loss_of_its_own():
+    model = tiny_model("llama")
+    values = optimize(model, REQUESTS)
+    steps = [len(v.losses) for v in values]
+    assert len(set(steps)) > 1, "the requests of this test should stop at different steps"
+    for request, value in zip(REQUESTS, values, strict=True):
+        alone, = optimize(model, [request])
+        assert len(value.losses) == len(alone.losses)
+        np.testing.assert_allclose(value.delta, alone.delta, atol=1e-4)
+        assert value.losses[-1]["total"] < HP.v_stop or len(value.losses) == HP.v_num_grad_steps
+
+
+def test_more_requests_than_a_batch_holds_are_all_optimised(monkeypatch):
+    monkeypatch.setattr("rome_mlx.editing.value._BATCH", 2)
+    model = tiny_model("llama")
+    values = optimize(model, REQUESTS)
+    alone, = optimize(model, REQUESTS[2:])
+    assert len(values) == 3
+    np.testing.assert_allclose(values[2].delta, alone.delta, atol=1e-4)
+
+
+def test_the_clamp_holds_for_every_request():
+    hp = rm.Hyperparameters(clamp_norm_factor=0.3, v_num_grad_steps=5)
+    for value in optimize(tiny_model("llama"), REQUESTS, hp=hp):
+        norm, bound = np.linalg.norm(value.delta), 0.3 * np.linalg.norm(value.initial)
+        assert norm == pytest.approx(bound, rel=1e-4)  # the steps are long enough to reach it
+
+
+def test_the_blocks_initial_value_is_the_models_own():
+    model = tiny_model("llama")
+    states = read_states(Decoder(model), FakeTokenizer(),
+                         [(r.text, r.subject_span) for r in REQUESTS], 1)
+    for value, state in zip(optimize(model, REQUESTS), states, strict=True):
+        np.testing.assert_allclose(value.initial, state, atol=1e-5)
+
+
+def test_the_report_is_the_mean_over_requests():
+    seen = []
+    values = optimize(tiny_model("llama"), REQUESTS, report=seen.append)
+    assert seen == mean_losses(values)
+    assert seen[0]["nll"] == pytest.approx(np.mean([v.losses[0]["nll"] for v in values]))
+
+
+def test_the_loss_is_that_of_the_edited_model():
+    model, tokenizer, layer = tiny_model("llama"), FakeTokenizer(), 1
+    request = REQUESTS[0]
+    hp = rm.Hyperparameters(v_num_grad_steps=2, v_lr=0.3)
+    value, = optimize_values(Decoder(model), tokenizer, [request], ["{}"], layer, hp, "block")
+
+    def nll(delta):
+        ids = tokenizer.encode(request.text + " " + request.target_new)
+        end = len(tokenizer.encode(request.text[:6])) - 1  # the subject's last letter
+        count = len(request.target_new)
+
+        def add(out):
+            out[:, end] += mx.array(delta.astype(np.float32))
+            return out
+
+        with rm.intercept(model, replace={f"model.layers.{layer}": add}):
+            logits = model(mx.array([ids]))[0, -count - 1:-1]
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return -np.mean([log_p[i, t].item() for i, t in enumerate(ids[-count:])])
+
+    assert value.losses[0]["nll"] == pytest.approx(nll(0 * value.delta), abs=1e-4)
+    assert value.losses[1]["nll"] == pytest.approx(nll(value.delta), abs=1e-4)
