@@ -191,7 +191,7 @@ def token_classes(tokens: int, begin: int, end: int) -> list[str]:
 
 
 def _record(model, tokenizer, fact: Fact, settings: dict, rule: Corruption, memory) -> dict:
-    answer, _ = first_choice(model, tokenizer, fact.text)
+    answer = tokenizer.decode([first_choice(model, tokenizer, fact.text)])
     record = {"prompt": fact.prompt, "subject": fact.subject, "answer": answer}
     if fact.attribute is not None and answer.strip() != fact.attribute.strip():
         return {**record, "reason": f"the model says {answer!r}, not {fact.attribute!r}"}
