@@ -13,12 +13,13 @@ from .loading import load
 from .moments.estimator import Moments, SecondMoment, second_moments
 from .pipeline import locate_then_edit
 from .tracing.average import AverageEffects, average_effects
+from .tracing.patching import activation_patching
 from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
 __all__ = [
     "AverageEffects", "Edit", "EditRequest", "Fact", "Hyperparameters", "LowRank", "Moments",
-    "RomeError", "SecondMoment", "Trace", "Verification", "average_effects", "intercept", "load",
-    "load_edit", "locate_then_edit", "p_rome", "r_rome", "read_facts", "rome", "second_moments",
-    "stack", "trace", "verify",
+    "RomeError", "SecondMoment", "Trace", "Verification", "activation_patching",
+    "average_effects", "intercept", "load", "load_edit", "locate_then_edit", "p_rome", "r_rome",
+    "read_facts", "rome", "second_moments", "stack", "trace", "verify",
 ]
