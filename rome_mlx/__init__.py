@@ -23,14 +23,37 @@ from .loading import load
 from .moments.estimator import Moments, SecondMoment, second_moments
 from .pipeline import locate_then_edit
 from .tracing.average import AverageEffects, average_effects
+from .tracing.patching import activation_patching
 from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
 __all__ = [
-    "AlphaEditHyperparameters", "AverageEffects", "Edit", "EditRequest", "EmmetHyperparameters",
-    "Fact", "FineTuneHyperparameters", "Hyperparameters", "LoraHyperparameters", "LowRank",
-    "MemitHyperparameters", "Moments", "RomeError", "SecondMoment", "Trace", "Verification",
-    "alphaedit", "average_effects", "emmet", "intercept", "load", "load_edit",
-    "locate_then_edit", "memit", "p_rome", "r_rome", "read_facts", "rome", "second_moments",
-    "stack", "trace", "verify",
+    "AverageEffects",
+    "Edit",
+    "EditRequest",
+    "Fact",
+    "LowRank",
+    "Moments",
+    "RomeError",
+    "SecondMoment",
+    "Trace",
+    "Verification",
+    "(",
+    "activation_patching",
+    "alphaedit",
+    "average_effects",
+    "emmet",
+    "intercept",
+    "load",
+    "load_edit",
+    "locate_then_edit",
+    "memit",
+    "p_rome",
+    "r_rome",
+    "read_facts",
+    "rome",
+    "second_moments",
+    "stack",
+    "trace",
+    "verify",
 ]
