@@ -28,17 +28,22 @@ from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
 __all__ = [
+    "AlphaEditHyperparameters",
     "AverageEffects",
     "Edit",
     "EditRequest",
+    "EmmetHyperparameters",
     "Fact",
+    "FineTuneHyperparameters",
+    "Hyperparameters",
+    "LoraHyperparameters",
     "LowRank",
+    "MemitHyperparameters",
     "Moments",
     "RomeError",
     "SecondMoment",
     "Trace",
     "Verification",
-    "(",
     "activation_patching",
     "alphaedit",
     "average_effects",

@@ -31,7 +31,7 @@ class Letters:
 mx.random.seed(0)  # two ranks build the same model
 MODEL = tiny_model("llama", seed=3), Letters()
 TEXTS = [("{} is in", "Rome"), ("The {} of", "Oslo"), ("{} or", "x"), ("a {} has", "cat")]
-FACTS = [Fact(*text, first_choice(*MODEL, Fact(*text).text)[0]) for text in TEXTS]
+FACTS = [Fact(*text, MODEL[1].decode([first_choice(*MODEL, Fact(*text).text)])) for text in TEXTS]
 WRONG = Fact("{} is by", "Bern", "no letter")
 FACTS.insert(2, WRONG)
 FAST = dict(samples=3, noise=0.35, kinds=("mlp", "hidden"), window=2)
