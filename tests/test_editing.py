@@ -334,5 +334,7 @@ def test_layers_moments_and_hyperparameters_out_of_range_are_refused():
         rm.rome(model, tokenizer, REQUEST, 1, moments={2: spd(width(model))})
     with pytest.raises(rm.RomeError, match="wide"):
         rm.rome(model, tokenizer, REQUEST, 1, moments={1: spd(5)})
+    with pytest.raises(rm.RomeError, match="locate_then_edit"):
+        rm.rome(model, tokenizer, REQUEST)
     with pytest.raises(rm.RomeError, match="v_lrr"):
         edited(model, hyperparameters={"v_lrr": 1})

@@ -29,7 +29,7 @@ def rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, mo
          report: Callable[[dict], None] | None = None) -> Edit:
     """Write one fact into one layer (ROME paper, eq. 2). The model is left as it was.
 
-    layer: defaults to the hyperparameters' own; moments: as `second_moments` gives them, a
+    layer: may be left to hyperparameters that name one; moments: as `second_moments` gives them, a
     directory, {layer: (d_in, d_in)}, or None for stored ones; context_templates: texts that end
     in `{}`, sampled from the model with `seed` if None; hyperparameters: None or "published", a
     dictionary, or a Hyperparameters; report: called with each step's losses.
@@ -63,6 +63,8 @@ _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, Fa
 def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
               report) -> Edit:
     decoder, hp = Decoder(model), resolve(given, method)
+    if layer is None and (given is None or hp.layer is None):
+        raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     matrix = moment_matrix(model, tokenizer, layer, moments)
     templates = (sample_templates(model, tokenizer, seed) if templates is None
