@@ -1,0 +1,71 @@
+"""The plain way: whole models, all rows and tokens, one cell at a time, nothing reused."""
+
+import mlx.core as mx
+import numpy as np
+
+from rome_mlx.decoder import Decoder
+from rome_mlx.hooks import intercept
+
+PARTS = {"hidden": "block", "mlp": "mlp", "attn": "attention"}
+
+
+def put(token: int, values: mx.array):
+    """A function that writes values (rows or 1, dim) over an output's position `token`."""
+    def function(out):
+        out = mx.array(out)
+        out[:, token] = mx.broadcast_to(values, (out.shape[0], out.shape[2]))
+        return out
+
+    return function
+
+
+class Traced:
+    """A model's clean and corrupted runs on `ids`, to restore single cells.
+
+    noise: (samples, subject tokens, dim); replaced: whether it stands in place of the embedding.
+    """
+
+    def __init__(self, model, ids: list[int], begin: int, noise: np.ndarray, replaced: bool):
+        self.model, self.decoder = model, Decoder(model)
+        self.layers = range(len(self.decoder.layers))
+        self.ids = mx.array([ids] * len(noise))
+        embedded = np.array(self.decoder.embed([ids]).astype(mx.float32))
+        rows = np.repeat(embedded, len(noise), axis=0)
+        subject = slice(begin, begin + noise.shape[1])
+        rows[:, subject] = noise + (0 if replaced else rows[:, subject])
+        self.corrupt = {self.decoder.architecture.embedding: lambda out: mx.array(rows)}
+
+        self.clean_logits, self.clean = self._run(mx.array([ids]), {})
+        self.corrupted_logits, self.corrupted = self._run(self.ids, self.corrupt)
+        self.answer = int(mx.argmax(self.clean_logits[0, -1]))
+
+    def _run(self, ids, replace):
+        paths = [self.decoder.path(layer, part) for layer in self.layers
+                 for part in PARTS.values()]
+        with intercept(self.model, paths, replace) as seen:
+            return self.model(ids), seen
+
+    def probability(self, logits: mx.array) -> np.ndarray:
+        """(rows,) P(answer) at the last position."""
+        return np.array(mx.softmax(logits[:, -1].astype(mx.float32), axis=-1)[:, self.answer])
+
+    def cell(self, token: int, layer: int, kind: str, window: int = 10,
+             severed: str | None = None) -> np.ndarray:
+        """(samples,) P(answer) with the clean state at (token, layer) put back."""
+        chosen = [layer] if kind == "hidden" else [
+            at for at in self.layers if layer - window // 2 <= at < layer + (window + 1) // 2]
+        replace = dict(self.corrupt)
+        for at in chosen:
+            path = self.decoder.path(at, PARTS[kind])
+            replace[path] = put(token, self.clean[path][:, token])
+        for at in self.layers if severed else ():
+            if at > chosen[-1]:
+                path = self.decoder.path(at, PARTS[severed])
+                replace[path] = put(token, self.corrupted[path][:, token])
+        with intercept(self.model, replace=replace):
+            return self.probability(self.model(self.ids))
+
+    def map(self, tokens, kind: str, window: int = 10, severed: str | None = None) -> np.ndarray:
+        """(tokens, layers, samples)."""
+        return np.stack([[self.cell(token, layer, kind, window, severed)
+                          for layer in self.layers] for token in tokens])

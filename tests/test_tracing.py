@@ -1,0 +1,319 @@
+"""The staircase of restored cells gives what restoring them one by one gives."""
+
+import json
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from mlx.utils import tree_flatten
+from oracles import Traced
+from tiny import tiny_model
+
+from rome_mlx.architectures import ARCHITECTURES
+from rome_mlx.data_files import read_lines
+from rome_mlx.decoder import Decoder
+from rome_mlx.errors import RomeError
+from rome_mlx.facts import Fact
+from rome_mlx.tokens import encode
+from rome_mlx.tracing.corruption import corruption
+from rome_mlx.tracing.decision import decide, first_candidate
+from rome_mlx.tracing.trace import trace
+
+TOKENIZER = FakeTokenizer()  # a letter a token
+FACT = Fact("ab {} cd", "xyz")  # the subject's tokens are [3, 6) of 9
+SAMPLES = 3
+
+
+def traced(model, fact=FACT, **options):
+    return trace(model, TOKENIZER, fact, samples=SAMPLES, **{"noise": "0.5", **options})
+
+
+def oracle(model, fact=FACT, noise="0.5", replace=False, seed=1) -> Traced:
+    rule = corruption(Decoder(model), TOKENIZER, noise, replace=replace)
+    encoded = encode(TOKENIZER, fact.text)
+    begin, end = encoded.range(*fact.subject_span)
+    return Traced(model, encoded.ids, begin,
+                  rule.noise(SAMPLES, end - begin, Decoder(model).dim, seed), replace)
+
+
+def assert_same(found, direct: Traced, tokens=range(9), **options):
+    """Every number of a trace is what direct full runs give, to 1e-5, and cells do matter."""
+    kind, window = options.get("kind", "hidden"), options.get("window", 10)
+    cells = direct.map(tokens, kind, window, options.get("severed"))
+    np.testing.assert_allclose(found.scores, cells.mean(-1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.deviations, cells.std(-1), rtol=0, atol=1e-5)
+    corrupted = direct.probability(direct.corrupted_logits).mean()
+    assert abs(found.corrupted_prob - corrupted) < 1e-5
+    assert abs(found.clean_prob - direct.probability(direct.clean_logits)[0]) < 1e-5
+    assert found.answer_id == direct.answer and found.positions == list(tokens)
+    assert np.ptp(cells.mean(-1)) > 1e-3
+
+
+# against direct runs
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attn"])
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_every_cell_equals_a_direct_run(model_type, kind):
+    model = tiny_model(model_type)
+    assert_same(traced(model, kind=kind, window=2), oracle(model), kind=kind, window=2)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 10])
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+def test_every_window_equals_a_direct_run(kind, window):
+    model = tiny_model("llama", num_hidden_layers=6)
+    assert_same(traced(model, kind=kind, window=window), oracle(model), kind=kind, window=window)
+
+
+@pytest.mark.parametrize("kind, severed", [
+    ("hidden", "mlp"), ("hidden", "attn"), ("mlp", "attn"), ("attn", "mlp")])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_severed_paths_equal_direct_runs(model_type, kind, severed):
+    model = tiny_model(model_type)
+    options = dict(kind=kind, severed=severed, window=2)
+    found = traced(model, **options)
+    assert_same(found, oracle(model), **options)
+    whole = traced(model, kind=kind, window=2)
+    assert np.abs(found.scores - whole.scores).max() > 1e-3  # severing matters
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("noise", ["s3", "0.35", "u0.35", "m", "t5"])
+def test_every_corruption_equals_a_direct_run(noise, replace):
+    model = tiny_model("llama")
+    assert_same(traced(model, kind="mlp", window=2, noise=noise, replace=replace),
+                oracle(model, noise=noise, replace=replace), kind="mlp", window=2)
+
+
+def test_a_noise_seed_gives_its_own_noise():
+    model = tiny_model("llama")
+    found = traced(model, noise_seed=7)
+    assert_same(found, oracle(model, seed=7))
+    assert found.corrupted_prob != traced(model).corrupted_prob
+
+
+@pytest.mark.parametrize("fact, tokens", [
+    (Fact("{} cd", "xyz"), 6), (Fact("ab {}", "xyz"), 6), (Fact("a {} b", "x"), 5),
+    (Fact("{}", "xyz"), 3), (Fact("ab {} cd and so on, and on", "xyz"), 27)])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_a_subject_anywhere_equals_direct_runs(model_type, fact, tokens):
+    model = tiny_model(model_type)
+    assert_same(traced(model, fact), oracle(model, fact), range(tokens))
+
+
+@pytest.mark.parametrize("token_range, tokens", [
+    ("subject_last", [5]), ((2, 5), [2, 3, 4]), ((0, 1), [0]), ((5, 9), [5, 6, 7, 8]),
+    ((-2, 9), [7, 8])])
+def test_a_token_range_has_the_full_maps_rows(token_range, tokens):
+    model = tiny_model("llama")
+    found, whole = traced(model, token_range=token_range), traced(model)
+    assert found.positions == tokens and found.scores.shape == (len(tokens), 4)
+    np.testing.assert_allclose(found.scores, whole.scores[tokens], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, severed", [("hidden", "mlp"), ("mlp", None)])
+@pytest.mark.parametrize("memory", [1e-9, 1e-4, 1.5e-4])
+def test_little_memory_gives_the_same_map(memory, kind, severed):
+    model = tiny_model("llama")
+    options = dict(kind=kind, severed=severed, window=2)
+    found = traced(model, memory=memory, **options)
+    np.testing.assert_allclose(found.scores, traced(model, **options).scores, rtol=0, atol=1e-6)
+
+
+def test_a_4_bit_model_is_traced_as_it_is():
+    model = tiny_model("llama", intermediate_size=64)
+    nn.quantize(model, group_size=32, bits=4)
+    assert_same(traced(model, kind="mlp", window=2), oracle(model), kind="mlp", window=2)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attn"])
+def test_tracing_leaves_the_model_bit_identical(kind):
+    model = tiny_model("llama")
+    before = {name: np.array(w) for name, w in tree_flatten(model.parameters())}
+    classes, output = [type(m) for m in model.modules()], np.array(model(mx.array([[1, 2, 3]])))
+    traced(model, kind=kind, severed="mlp" if kind == "hidden" else None)
+    assert [type(m) for m in model.modules()] == classes
+    after = dict(tree_flatten(model.parameters()))
+    assert after.keys() == before.keys()
+    assert all(np.array_equal(np.array(after[name]), before[name]) for name in before)
+    assert np.array_equal(np.array(model(mx.array([[1, 2, 3]]))), output)
+
+
+def test_restoring_the_last_hidden_state_gives_the_clean_answer():
+    found = traced(tiny_model("llama"))
+    assert abs(found.scores[-1, -1] - found.clean_prob) < 1e-6
+    assert (found.scores[:3] == np.float32(found.corrupted_prob)).all()  # before the subject
+
+
+# the corruption
+
+def noise_of(rule, model=None, **options):
+    model = model or tiny_model("llama")
+    return corruption(Decoder(model), TOKENIZER, rule, **options).noise(4, 5, 32)
+
+
+def test_a_level_scales_the_released_codes_gaussian_noise():
+    expected = np.random.RandomState(1).randn(4, 5, 32) * 0.35
+    assert np.array_equal(noise_of("0.35"), expected)
+    assert np.array_equal(noise_of(0.35), expected)
+
+
+def test_uniform_noise_fills_the_level():
+    assert np.array_equal(noise_of("u0.35"),
+                          np.random.RandomState(1).uniform(-1, 1, (4, 5, 32)) * 0.35)
+
+
+def test_s_is_times_the_pooled_deviation_of_the_subjects_embeddings():
+    model, subjects = tiny_model("llama"), ["Rome", "The Eiffel Tower"]
+    table = np.array(model.model.embed_tokens.weight, np.float64)
+    ids = [i for s in subjects for i in TOKENIZER.encode(s, add_special_tokens=False)]
+    rule = corruption(Decoder(model), TOKENIZER, "s2.5", subjects=subjects)
+    assert rule.level == pytest.approx(2.5 * table[ids].std(), rel=1e-9)
+    own = corruption(Decoder(model), TOKENIZER, "s2.5")
+    ids = [i for s in read_lines("subjects.txt")
+           for i in TOKENIZER.encode(s, add_special_tokens=False)]
+    assert own.level == pytest.approx(2.5 * table[ids].std(), rel=1e-9)
+
+
+def test_m_has_the_mean_and_covariance_of_embeddings_on_text():
+    model = tiny_model("llama")
+    table = np.array(model.model.embed_tokens.weight, np.float64)
+    text = "\n".join([*read_lines("neutral.txt"), *read_lines("subjects.txt")])
+    rows = table[encode(TOKENIZER, text).ids]
+    rule = corruption(Decoder(model), TOKENIZER, "m")
+    np.testing.assert_allclose(rule.mean, rows.mean(0), atol=1e-9)
+    np.testing.assert_allclose(rule.root @ rule.root.T, np.cov(rows.T), atol=1e-9)
+    draws = rule.noise(4000, 5, 32).reshape(-1, 32)
+    np.testing.assert_allclose(draws.mean(0), rows.mean(0), atol=0.05 * rows.std())
+    assert np.abs(np.cov(draws.T) - np.cov(rows.T)).max() < 0.05 * rows.var()
+
+
+def test_t_is_m_with_heavy_tails_by_token():
+    chi = np.random.RandomState(2).chisquare(5, (4, 5, 1))
+    np.testing.assert_allclose(noise_of("t5"), noise_of("m") * np.sqrt(3 / chi))
+
+
+def test_noise_is_at_the_subjects_tokens_alone():
+    decoder = Decoder(tiny_model("llama"))
+    clean = decoder.embed([[3, 1, 4, 1, 5]])
+    rule = corruption(decoder, TOKENIZER, "0.5")
+    noisy = np.array(rule.apply(clean, 1, 3, 6))
+    difference = noisy - np.array(clean)
+    assert noisy.shape == (6, 5, 32) and not difference[:, [0, 3, 4]].any()
+    np.testing.assert_allclose(difference[:, 1:3], rule.noise(6, 2, 32), atol=1e-6)
+    instead = corruption(decoder, TOKENIZER, "0.5", replace=True).apply(clean, 1, 3, 6)
+    np.testing.assert_allclose(np.array(instead)[:, 1:3], rule.noise(6, 2, 32), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["", "x3", "s", "u", "t", "t2", "t1.5", "-1", "s-3", "3s", "nan",
+                                  "inf", "m5", "s3 ", None, True, [3]])
+def test_an_unknown_noise_rule_is_refused_with_the_choices(rule):
+    with pytest.raises(RomeError, match=r"is unknown; choose from s3 .*u0\.35, m, t5"):
+        traced(tiny_model("llama"), noise=rule)
+
+
+def test_the_default_models_level_is_the_known_subjects(default_model, shared):
+    known = json.loads((shared / "reference/trace.json").read_text())["noise_level"]
+    model, tokenizer = default_model
+    assert corruption(Decoder(model), tokenizer, "s3").level == pytest.approx(known, rel=0.01)
+
+
+# what a trace says
+
+@pytest.mark.parametrize("options, said", [
+    (dict(kind="neuron"), "'neuron' is unknown; choose from hidden, mlp, attn"),
+    (dict(severed="hidden"), "'hidden' is unknown; choose mlp or attn"),
+    (dict(kind="mlp", severed="mlp"), "cannot be what is restored"),
+    (dict(samples=0), "samples is 0; give 1 or more"), (dict(window=0), "window is 0"),
+    (dict(window=-3), "window is -3"),
+    *[(dict(token_range=r), "holds no token; give all, subject_last")
+      for r in ("last", (5, 5), (6, 3), (100, 200), 7, (1, 2, 3), ("a", "b"))],
+])
+def test_values_out_of_range_are_refused(options, said):
+    with pytest.raises(RomeError, match=said):
+        trace(tiny_model("llama"), TOKENIZER, FACT, **{"samples": 2, "noise": "0.5", **options})
+
+
+def test_a_trace_names_its_effects_and_writes_them_as_json():
+    found = traced(tiny_model("llama"), kind="mlp", window=2)
+    said = json.loads(json.dumps(found.to_json()))
+    assert said["input_ids"] == TOKENIZER.encode("ab xyz cd")
+    assert said["tokens"] == list("ab xyz cd")
+    assert said["subject_range"] == [3, 6] and said["token_range"] == "all"
+    assert said["noise_level"] == 0.5 and said["samples"] == SAMPLES and said["severed"] is None
+    assert np.shape(said["scores"]) == (9, 4) and said["decisive_layer"] == found.decisive_layer
+    effect = found.scores - found.corrupted_prob
+    np.testing.assert_allclose(found.indirect_effect, effect)
+    total = found.clean_prob - found.corrupted_prob
+    assert found.total_effect == total > 0
+    np.testing.assert_allclose(found.recovery, 100 * effect / total)
+
+
+def test_a_layer_cannot_be_named_without_the_subjects_last_token():
+    found = traced(tiny_model("llama"), token_range=(6, 9))
+    assert found.to_json()["decisive_layer"] is None
+    with pytest.raises(RomeError, match="last token was not traced"):
+        found.decision  # noqa: B018
+
+
+def test_recovery_of_nothing_is_refused():
+    found = traced(tiny_model("llama"), noise="0")
+    assert abs(found.total_effect) < 1e-6
+    object.__setattr__(found, "corrupted_prob", found.clean_prob)
+    with pytest.raises(RomeError, match="nothing to recover; use more noise"):
+        found.recovery  # noqa: B018
+
+
+def test_the_largest_effect_above_the_first_candidates_decides():
+    effect = [0.5, 0.02, 0.03, 0.2, 0.05]
+    decision = decide(effect, 0.6)
+    assert (decision.layer, decision.effect, decision.clear) == (3, 0.2, True)
+    assert decide(effect, 0.6, first=4).layer == 4 and decide(effect, 0.6, first=99).layer == 4
+    assert decide(effect, 0.6, first=0).layer == 0
+
+
+@pytest.mark.parametrize("effect, total, why", [
+    ([0, 0.01, 0.03, 0.01], 0.04, "costs only 0.040"),
+    ([0, 0.01, 0.05, 0.01], 0.6, "less than a tenth"),
+    ([0, 0.2, 0.22, 0.2], 0.6, "under twice the median"),
+])
+def test_a_decision_that_does_not_stand_out_is_not_clear(effect, total, why):
+    decision = decide(effect, total)
+    assert decision.layer == 2 and not decision.clear and why in decision.reason
+
+
+def test_windows_that_hold_layer_0_are_no_candidates():
+    assert first_candidate("hidden", 10) == 1
+    for window in (1, 2, 3, 10):
+        first = first_candidate("mlp", window)
+        assert first - window // 2 > 0 >= first - 1 - window // 2
+
+
+# the authors' numbers
+
+def records(shared, maps: bool):
+    reference = json.loads((shared / "reference/trace.json").read_text())
+    for record in reference["traces"]:
+        if (record["token_range"] == "all") == maps:
+            yield record, record.get("noise_level", reference["noise_level"])
+
+
+def assert_parity(model, tokenizer, record, level):
+    found = trace(model, tokenizer, Fact.from_text(record["prompt"], record["subject"]),
+                  kind=record["kind"], noise=level, token_range=record["token_range"])
+    for name in ("answer", "input_ids"):
+        assert getattr(found, name) == record[name]
+    assert list(found.subject_range) == record["subject_range"]
+    assert found.clean_prob == pytest.approx(record["clean_prob"], abs=2e-3)
+    assert found.corrupted_prob == pytest.approx(record["corrupted_prob"], abs=2e-3)
+    np.testing.assert_allclose(found.scores, record["scores"], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("maps", [True, False], ids=["full maps", "subject's last tokens"])
+def test_the_authors_traces_of_the_default_model_are_reproduced(default_model, shared, maps):
+    chosen = list(records(shared, maps))
+    assert len(chosen) == (3 if maps else 12)
+    for record, level in chosen:
+        assert_parity(*default_model, record, level)
