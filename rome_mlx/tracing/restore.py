@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..decoder import Decoder
+from ..gates import fast_gates
 from ..hooks import hooked
 from .runs import Run
 
@@ -65,9 +66,11 @@ class Restoration:
         order = sorted(range(len(cells)), key=lambda i: cells[i].start)
         prefixes = self.corrupted.prefix(token)
         out = np.empty((len(cells), self.samples), np.float32)
-        for i in range(0, len(order), self.cells_a_batch):
-            group = order[i: i + self.cells_a_batch]
-            out[group] = self._staircase(token, [cells[c] for c in group], prefixes)
+        mlps = [self.decoder.module(i, "mlp") for i in range(len(self.decoder.layers))]
+        with fast_gates(mlps):
+            for i in range(0, len(order), self.cells_a_batch):
+                group = order[i: i + self.cells_a_batch]
+                out[group] = self._staircase(token, [cells[c] for c in group], prefixes)
         return out
 
     def _staircase(self, token: int, cells: list[Cell], prefixes) -> np.ndarray:
