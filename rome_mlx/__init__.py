@@ -3,8 +3,11 @@
 from . import blas  # noqa: F401  a fast BLAS has to be there before mlx is
 from .editing.adapter import load_edit
 from .editing.alphaedit import alphaedit
+from .editing.alphaedit import alphaedit
 from .editing.edit import Edit, LowRank, stack
 from .editing.emmet import emmet
+from .editing.emmet import emmet
+from .editing.finetune import finetune, finetune_l, lora
 from .editing.hyperparameters import (
     AlphaEditHyperparameters,
     EmmetHyperparameters,
@@ -14,7 +17,9 @@ from .editing.hyperparameters import (
     MemitHyperparameters,
 )
 from .editing.memit import memit
+from .editing.memit import memit
 from .editing.rome import p_rome, r_rome, rome
+from .editing.sequence import in_sequence
 from .errors import RomeError
 from .fact_files import read_facts
 from .facts import EditRequest, Fact
@@ -28,37 +33,11 @@ from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
 __all__ = [
-    "AlphaEditHyperparameters",
-    "AverageEffects",
-    "Edit",
-    "EditRequest",
-    "EmmetHyperparameters",
-    "Fact",
-    "FineTuneHyperparameters",
-    "Hyperparameters",
-    "LoraHyperparameters",
-    "LowRank",
-    "MemitHyperparameters",
-    "Moments",
-    "RomeError",
-    "SecondMoment",
-    "Trace",
-    "Verification",
-    "activation_patching",
-    "alphaedit",
-    "average_effects",
-    "emmet",
-    "intercept",
-    "load",
-    "load_edit",
-    "locate_then_edit",
-    "memit",
-    "p_rome",
-    "r_rome",
-    "read_facts",
-    "rome",
-    "second_moments",
-    "stack",
-    "trace",
-    "verify",
+    "AlphaEditHyperparameters", "AverageEffects", "Edit", "EditRequest",
+    "EmmetHyperparameters", "Fact", "FineTuneHyperparameters", "Hyperparameters",
+    "LoraHyperparameters", "LowRank", "MemitHyperparameters", "Moments", "RomeError",
+    "SecondMoment", "Trace", "Verification", "activation_patching", "alphaedit",
+    "average_effects", "emmet", "finetune", "finetune_l", "in_sequence", "intercept", "load",
+    "load_edit", "locate_then_edit", "lora", "memit", "p_rome", "r_rome", "read_facts", "rome",
+    "second_moments", "stack", "trace", "verify",
 ]

@@ -38,7 +38,7 @@ def remove(model, path: str, edit) -> None:
 
 
 def contains(model, path: str, edit) -> bool:
-    record = getattr(_holder(model, path)[2], "_rome_applied", None)
+    record = getattr(holder(model, path)[2], "_rome_applied", None)
     return record is not None and any(e is edit for e, _ in record.edits)
 
 
@@ -52,7 +52,7 @@ def edits_of(model) -> list:
     return found
 
 
-def _holder(model, path: str):
+def holder(model, path: str):
     """(parent, name, module) of the module that the edits go on, below any adapter."""
     parent, _, name = path.rpartition(".")
     parent = find_module(model, parent) if parent else model
@@ -63,13 +63,13 @@ def _holder(model, path: str):
 
 
 def _record(model, path: str) -> Applied:
-    _, _, module = _holder(model, path)
+    _, _, module = holder(model, path)
     record = getattr(module, "_rome_applied", None)
     return record if record is not None else Applied(module, module.weight)
 
 
 def _write(model, path: str, record: Applied) -> None:
-    parent, name, current = _holder(model, path)
+    parent, name, current = holder(model, path)
     module = record.original
     if is_quantized(module):
         module = _adapted(module, record) if record.edits else module

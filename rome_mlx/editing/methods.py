@@ -1,13 +1,45 @@
 """The editors by the names of the command line."""
 
+from collections.abc import Callable
+
 from ..errors import RomeError
+from .alphaedit import alphaedit
+from .edit import Edit
+from .emmet import emmet
+from .finetune import finetune, finetune_l, lora
+from .memit import memit
 from .rome import p_rome, r_rome, rome
+from .templates import context_templates, memit_templates
 
-METHODS = {"rome": rome, "r-rome": r_rome, "p-rome": p_rome}
+METHODS = {"rome": rome, "r-rome": r_rome, "p-rome": p_rome, "memit": memit, "emmet": emmet,
+           "alphaedit": alphaedit, "ft": finetune, "ft-l": finetune_l, "lora": lora}
+#: those that write one request a call
+ONE_BY_ONE = {"rome", "r-rome", "p-rome"}
+#: those that need no second moments
+WITHOUT_MOMENTS = {"ft", "ft-l", "lora"}
 
 
-def method(name: str):
-    """The editor of that name. Raises RomeError for an unknown one."""
+def method(name: str) -> Callable[..., Edit]:
+    """The editor of that name: (model, tokenizer, request or requests, layer or layers, ...).
+
+    Raises RomeError for an unknown one.
+    """
     if name not in METHODS:
         raise RomeError(f"method {name!r} is unknown; choose from {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def layers_up_to(name: str, layer: int, hyperparameters) -> list[int] | int | None:
+    """What to edit where `layer` decides: as many layers as the hyperparameters have, the last of
+    them `layer`; for lora its own."""
+    if name == "lora":
+        return hyperparameters.layers
+    count = len(getattr(hyperparameters, "layers", ()))
+    return list(range(max(0, layer - count + 1), layer + 1)) if count else layer
+
+
+def templates_of(name: str, model, tokenizer, seed: int = 0) -> list[str]:
+    """The context templates that a method samples where none are given."""
+    if name in WITHOUT_MOMENTS:
+        return ["{}"]
+    return (context_templates if name in ONE_BY_ONE else memit_templates)(model, tokenizer, seed)
