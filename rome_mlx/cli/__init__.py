@@ -12,6 +12,7 @@ COMMANDS = {
     "trace": ("trace", "find which states carry a fact (causal tracing)"),
     "locate": ("locate", "average over many facts: the layer that decides in this model"),
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
+    "edits": ("edits", "look at saved edits, merge them, write a full model"),
     "moments": ("moments", "count the second moments that ROME needs"),
     "eval": ("eval", "measure a method on CounterFact"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),

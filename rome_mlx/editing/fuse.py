@@ -1,0 +1,83 @@
+"""An edit written into a full mlx-lm model on disk, and what rounding cost."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.utils import hf_repo_to_path, load_config, save
+
+from ..errors import RomeError
+from ..fingerprint import original_weight
+from ..hooks import find_module
+from ..loading import cast, dequantized, is_quantized
+from .edit import Edit
+
+
+def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | Path,
+         dequantize: bool = False, force: bool = False) -> dict[str, float]:
+    """Write a full model with the edit in its weights; returns {module path: ‖error‖ / ‖ΔW‖}.
+
+    model: as loaded from `source`, a directory or hub id, and used up by this. On a quantized
+    model the edited modules become float, the others stay as they are; dequantize: all become
+    float. The error is what storing W + ΔW in the model's float type lost of ΔW. Raises
+    RomeError where `directory` holds something or, unless `force`, the edit is of another model.
+    """
+    path = Path(directory)
+    if path.exists() and (not path.is_dir() or os.listdir(path)):
+        raise RomeError(f"{str(path)!r} is there already; choose a new directory")
+    with edit.applied(model, force=force):  # every check that applying makes
+        pass
+    dtype = _float_type(model)
+    if dequantize:
+        cast(model, dtype)
+    lost = {name: _write(model, name, delta, dtype) for name, delta in edit.deltas.items()}
+    config = load_config(_local(source))
+    if dequantize:
+        config.pop("quantization", None)
+        config.pop("quantization_config", None)
+    for name in edit.deltas:
+        for key in ("quantization", "quantization_config"):
+            config.get(key, {}).pop(name, None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        save(temporary, str(source), model, tokenizer, config, donate_model=False)
+        (temporary / "rome_mlx.json").write_text(json.dumps(
+            {"method": edit.method, "lost": lost,
+             "requests": [vars(request) for request in edit.requests]}, indent=1) + "\n", "utf-8")
+        os.chmod(temporary, 0o755)
+        if path.is_dir():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return lost
+
+
+def _write(model, name: str, delta, dtype: mx.Dtype) -> float:
+    """Put W + ΔW in the module's place; returns ‖stored - W - ΔW‖ / ‖ΔW‖."""
+    module = find_module(model, name)
+    before = np.array(original_weight(module), np.float64)
+    change = (delta.a @ delta.b).T
+    if is_quantized(module):
+        parent, _, last = name.rpartition(".")
+        module = dequantized(module, dtype)
+        find_module(model, parent)[last] = module
+    module.weight = mx.array(before + change, dtype=mx.float32).astype(dtype)
+    stored = np.array(module.weight.astype(mx.float32), np.float64)
+    return float(np.linalg.norm(stored - before - change) / np.linalg.norm(change))
+
+
+def _float_type(model: nn.Module) -> mx.Dtype:
+    """The type of the model's norms, which no quantization touches."""
+    return next(module.weight.dtype for _, module in model.named_modules()
+                if isinstance(module, nn.RMSNorm | nn.LayerNorm))
+
+
+def _local(source: str | Path) -> Path:
+    return Path(source) if Path(source).exists() else hf_repo_to_path(str(source))
