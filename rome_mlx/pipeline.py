@@ -4,14 +4,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from .data_files import data_path
 from .decoder import Decoder
 from .editing.edit import Edit
+from .editing.hyperparameters import hyperparameters as resolve
+from .editing.methods import ONE_BY_ONE, WITHOUT_MOMENTS, layers_up_to
 from .editing.methods import method as find_method
+from .errors import RomeError
 from .facts import EditRequest
 from .fingerprint import fingerprint, same
 from .moments.lookup import ensure_moments
-from .tracing.decision import scaled_window
+from .tracing.decision import decide, first_candidate, scaled_window
 from .tracing.trace import Trace, trace
 from .verify import Verification, verify
 
@@ -27,9 +32,10 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class Result:
-    """trace: of the fact before the edit; layer and how it was chosen; the edit, not applied;
-    verification: before and after."""
+    """request; trace: of the fact before the edit; layer and how it was chosen; the edit, not
+    applied; verification: before and after."""
 
+    request: EditRequest
     trace: Trace
     choice: LayerChoice
     edit: Edit
@@ -41,57 +47,86 @@ class Result:
 
     def to_json(self) -> dict:
         """As `rome-mlx edit --json` writes it, but for seconds and adapter."""
-        return {"request": asdict(self.edit.request), "method": self.edit.method,
-                "layer": self.layer, "layer_choice": asdict(self.choice),
-                "trace": self.trace.to_json(), "losses": self.edit.losses,
-                **self.verification.to_json()}
+        return {"request": asdict(self.request), "method": self.edit.method,
+                "layer": self.layer, "layers": self.edit.layers,
+                "layer_choice": asdict(self.choice), "trace": self.trace.to_json(),
+                "losses": self.edit.losses, **self.verification.to_json()}
 
 
-def locate_then_edit(model, tokenizer, request: EditRequest, *, layer: int | str = "auto",
-                     method: str = "rome", moments=None, hyperparameters=None,
-                     context_templates=None, seed: int = 0, paraphrases: Sequence[str] = (),
-                     neighbors: Sequence[str] = (), samples: int = 10, noise="s3",
-                     progress: Callable[[str, dict], None] | None = None) -> Result:
+def locate_then_edit(model, tokenizer, request: EditRequest, *,
+                     paraphrases: Sequence[str] = (), neighbors: Sequence[str] = (),
+                     **options) -> Result:
     """Trace the fact, choose the layer, edit, trace again. The model is left as it was.
 
     layer: "auto", by the fact's own trace where it is clear and the model's stored profile where
-    it is not, or a number; moments: as for `rome`; missing ones are made from the model's own
-    samples and cached. progress: called with the name of each stage and what it found.
+    it is not, or a number; methods of several layers edit those up to it. method: a name;
+    moments: as for `rome`; missing ones are made from the model's own samples and cached.
+    hyperparameters, context_templates, seed: the editor's; samples, noise: the trace's;
+    progress: called with the name of each stage and what it found.
+    """
+    return locate_then_edit_all(model, tokenizer, [(request, paraphrases, neighbors)],
+                                **options)[0]
+
+
+def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int | str = "auto",
+                         method: str = "rome", moments=None, hyperparameters=None,
+                         context_templates=None, seed: int = 0, samples: int = 10, noise="s3",
+                         progress: Callable[[str, dict], None] | None = None) -> list[Result]:
+    """Write many requests in one edit, where their traces together say; a Result for each.
+
+    cases: [(request, paraphrases, neighbors)], several for the methods that write many facts at
+    once. Options as for `locate_then_edit`.
     """
     tell = progress or (lambda stage, found: None)
     decoder, edit_with = Decoder(model), find_method(method)
+    hyperparameters = resolve(hyperparameters, method)
+    requests = [request for request, _, _ in cases]
+    if len(requests) > 1 and method in ONE_BY_ONE:
+        raise RomeError(f"{method} writes one request at a time; use memit, emmet or alphaedit")
     if layer != "auto":
         decoder.check_layer(layer)
-    found = trace(model, tokenizer, request.fact, kind="mlp", samples=samples, noise=noise,
-                  window=scaled_window(len(decoder.layers)), token_range="subject_last")
-    choice = (choose_layer(decoder, found) if layer == "auto"
+    found = [trace(model, tokenizer, request.fact, kind="mlp", samples=samples, noise=noise,
+                   window=scaled_window(len(decoder.layers)), token_range="subject_last")
+             for request in requests]
+    choice = (choose_layer(decoder, *found) if layer == "auto"
               else LayerChoice(layer, "given", "as asked"))
-    tell("trace", {"trace": found, "choice": choice})
-    moments = ensure_moments(model, tokenizer, [choice.layer], moments, seed=seed,
-                             progress=progress is not None)
-    edit = edit_with(model, tokenizer, request, choice.layer, moments=moments, seed=seed,
-                     hyperparameters=hyperparameters, context_templates=context_templates,
+    tell("trace", {"trace": found[0], "choice": choice})
+    where = layers_up_to(method, choice.layer, hyperparameters)
+    if method not in WITHOUT_MOMENTS:
+        moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
+                                 moments, seed=seed, progress=progress is not None)
+    edit = edit_with(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
+                     moments=moments, seed=seed, hyperparameters=hyperparameters,
+                     context_templates=context_templates,
                      report=lambda losses: tell("step", losses))
     tell("edit", {"edit": edit})
-    check = verify(model, tokenizer, edit, paraphrases=paraphrases, neighbors=neighbors,
-                   samples=samples, noise=noise)
-    edit.numbers = {name: value for name, value in check.to_json().items() if name != "retrace"}
-    return Result(found, choice, edit, check)
+    checks = [verify(model, tokenizer, edit, request=request, paraphrases=paraphrases,
+                     neighbors=neighbors, samples=samples, noise=noise)
+              for request, paraphrases, neighbors in cases]
+    numbers = [{name: value for name, value in check.to_json().items() if name != "retrace"}
+               for check in checks]
+    edit.numbers = numbers[0] if len(numbers) == 1 else {"checks": numbers}
+    return [Result(request, one, choice, edit, check)
+            for request, one, check in zip(requests, found, checks, strict=True)]
 
 
-def choose_layer(decoder: Decoder, found: Trace) -> LayerChoice:
-    """The fact's own decisive layer where it is clear, else the model's, else a rule of depth."""
-    decision = found.decision
+def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
+    """The decisive layer of one fact, or of several on average, where it is clear; else the
+    model's; else a rule of depth."""
+    subject = "this fact's trace" if len(found) == 1 else f"the mean of {len(found)} traces"
+    effects = [one.indirect_effect[one.positions.index(one.subject_range[1] - 1)] for one in found]
+    decision = decide(np.mean(effects, axis=0),
+                      float(np.mean([one.total_effect for one in found])),
+                      first_candidate(found[0].kind, found[0].window))
     if decision.clear:
-        return LayerChoice(decision.layer, "trace", f"this fact's trace is clear: "
-                                                    f"{decision.reason}")
+        return LayerChoice(decision.layer, "trace", f"{subject} is clear: {decision.reason}")
     profile = stored_profile(decoder)
     if profile is not None:
         return LayerChoice(profile["decisive_layer"], "profile",
-                           f"this fact's trace is not clear ({decision.reason}); averaged over "
+                           f"{subject} is not clear ({decision.reason}); averaged over "
                            f"{profile['facts_used']} facts this layer decides")
     layer = round(len(decoder.layers) * 0.15)
-    return LayerChoice(layer, "preset", f"this fact's trace is not clear ({decision.reason}) and "
+    return LayerChoice(layer, "preset", f"{subject} is not clear ({decision.reason}) and "
                        "there is no profile of this model: the layer at 15 % of the depth; "
                        "rome-mlx locate makes a profile")
 

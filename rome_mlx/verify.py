@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from .editing.edit import Edit
 from .errors import RomeError
+from .facts import EditRequest
 from .probabilities import chat_answer, continuation, first_choice, target_probabilities
 from .tracing.trace import Trace, trace
 
@@ -56,9 +57,10 @@ class Verification:
 
 
 def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
-           neighbors: Sequence[str] = (), question: str | None = None,
-           retrace: bool = True, **trace_options) -> Verification:
-    """Measure an edit's first request with and without the edit; the model ends as it came.
+           neighbors: Sequence[str] = (), request: EditRequest | None = None,
+           question: str | None = None, retrace: bool = True, **trace_options) -> Verification:
+    """Measure one of an edit's requests, by default the first, with and without the edit; the
+    model ends as it came.
 
     paraphrases: other ways to ask, which should give the new target; neighbors: prompts on other
     subjects, which should not change; question: asked under the chat template, by default the
@@ -68,7 +70,7 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
     for prompt in (*paraphrases, *neighbors):
         if not prompt.strip():
             raise RomeError("a paraphrase or neighbor is empty; give a prompt to continue")
-    request = edit.request
+    request = edit.request if request is None else request
     prompts = [("rewrite", request.text), *(("paraphrase", p) for p in paraphrases),
                *(("neighbor", p) for p in neighbors)]
     question = question or f"Complete the sentence: {request.text} ..."

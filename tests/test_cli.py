@@ -49,6 +49,8 @@ BAD = {
     "no target": ["edit", *PROMPT],
     "unparsable layer": [*EDIT, "--layer", "middle"],
     "unknown method": [*EDIT, "--method", "magic"],
+    "hyperparameters of another method": [*EDIT, "--method", "emmet", "--hyperparameters",
+                                          "gpt2-large"],
     "unknown hyperparameters": [*EDIT, "--hyperparameters", "no/such.json"],
     "missing output directory": [*TRACE, "--json", "no/such/directory/out.json"],
     "requests and a prompt": [*EDIT, "--requests", "requests.json"],
@@ -76,6 +78,15 @@ def test_bad_requests_name_the_file(content, no_loading, capsys, tmp_path):
     assert "requests.json" in capsys.readouterr().err
 
 
+def test_conflicting_requests_are_refused_by_name(no_loading, capsys, tmp_path):
+    path = tmp_path / "requests.json"
+    path.write_text(json.dumps([{"prompt": "{} is in", "subject": "Paris", "target_new": target}
+                                for target in ("Rome", "Oslo")]))
+    assert status(["edit", "--method", "memit", "--requests", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "Paris is in" in said and "Rome" in said and "Oslo" in said
+
+
 def test_an_unknown_model_directory_is_refused(capsys, tmp_path):
     assert status([*TRACE, "--model", str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err
@@ -95,7 +106,7 @@ def test_layers_are_lists_and_ranges():
 def test_help_shows_every_command():
     out = subprocess.run([sys.executable, "-m", "rome_mlx", "--help"], capture_output=True,
                          text=True, check=True).stdout
-    for name in ("trace", "edit", "moments", "import-gguf"):
+    for name in ("trace", "edit", "edits", "moments", "import-gguf"):
         assert name in out
 
 

@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.decoder import Decoder
-from rome_mlx.pipeline import choose_layer
+from rome_mlx.pipeline import choose_layer, locate_then_edit_all
 from rome_mlx.probabilities import target_probabilities
 from rome_mlx.tracing.decision import decide, first_candidate, scaled_window
 
@@ -88,6 +88,32 @@ def test_a_probability_of_several_tokens_is_their_product():
 def test_a_layer_out_of_range_is_refused_before_anything_is_traced():
     with pytest.raises(rm.RomeError, match="0 to 3"):
         rm.locate_then_edit(tiny_model("llama"), FakeTokenizer(), REQUEST, layer=99)
+
+
+def test_many_requests_are_written_by_one_edit_at_layers_up_to_the_chosen_one():
+    model = tiny_model("llama")
+    cases = [(REQUEST, ["where cde lives is"], []),
+             (rm.EditRequest("{} was", "a long subject", "b"), [], ["c was"])]
+    results = locate_then_edit_all(
+        model, FakeTokenizer(), cases, layer=2, method="memit", samples=2,
+        moments=identity(model), context_templates=["{}"],
+        hyperparameters={"layers": [4, 5, 9], "update_weight": 1e-3})
+    assert results[0].edit is results[1].edit and results[0].edit.layers == [0, 1, 2]
+    assert results[0].edit.requests == [case[0] for case in cases]
+    for result, (request, _, _) in zip(results, cases, strict=True):
+        assert result.request == request
+        assert result.to_json()["request"]["subject"] == request.subject
+        check = result.verification.prompts[0]
+        assert check.prompt == request.text
+        assert check.target_new_after > check.target_new_before
+    with pytest.raises(rm.RomeError, match="one request at a time"):
+        locate_then_edit_all(model, FakeTokenizer(), cases, method="rome")
+
+
+def test_fine_tuning_needs_no_moments():
+    result = rm.locate_then_edit(tiny_model("llama"), FakeTokenizer(), REQUEST, layer=1,
+                                 method="ft", samples=2, hyperparameters={"lr": 0.01})
+    assert result.edit.method == "ft" and result.verification.prompts[0].target_new_after > 0
 
 
 def test_an_unclear_trace_falls_back_and_says_so(run):

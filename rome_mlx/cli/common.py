@@ -6,8 +6,8 @@ from pathlib import Path
 from ..errors import RomeError
 from ..json_files import read_json, write_json
 
-__all__ = ["add_model_arguments", "check_file", "layer_list", "load_model", "noise_rule",
-           "positive", "read_json", "write_json"]
+__all__ = ["add_model_arguments", "check_file", "given_hyperparameters", "layer_list",
+           "load_model", "noise_rule", "positive", "read_json", "write_json"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,13 @@ def noise_rule(text: str) -> str:
     except RomeError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def given_hyperparameters(text: str | None, method: str):
+    """What --hyperparameters names: nothing, a preset, or what a JSON file holds."""
+    from ..editing.hyperparameters import PRESETS
+
+    return text if text in (None, "published", *PRESETS[method]) else read_json(text)
 
 
 def check_file(path: str | None) -> None:

@@ -8,7 +8,14 @@ import argparse
 import time
 
 from ..errors import RomeError
-from .common import add_model_arguments, check_file, load_model, read_json, write_json
+from .common import (
+    add_model_arguments,
+    check_file,
+    given_hyperparameters,
+    load_model,
+    read_json,
+    write_json,
+)
 from .story import Story
 
 
@@ -26,10 +33,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("--subject")
     parser.add_argument("--target-new", help="what the model should say")
     parser.add_argument("--requests", metavar="FILE",
-                        help="JSON or JSONL of many requests, written one after the other")
-    parser.add_argument("--method", default="rome", help="rome, r-rome or p-rome (default rome)")
-    parser.add_argument("--hyperparameters", metavar="published|FILE",
-                        help="published, or a JSON file of some of them")
+                        help="JSON or JSONL of many requests: written at once by memit, emmet, "
+                             "alphaedit, ft, ft-l and lora, one after the other by the rest")
+    parser.add_argument("--method", default="rome",
+                        help="rome, r-rome, p-rome, memit, emmet, alphaedit, ft, ft-l or lora "
+                             "(default rome)")
+    parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE",
+                        help="published, a preset such as gpt-j, or a JSON file of some of them")
     parser.add_argument("--layer", type=layer_choice, default="auto",
                         help="auto: by the trace (default), or a number")
     parser.add_argument("--moments", metavar="DIR",
@@ -46,25 +56,29 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from ..editing.adapter import check_destination
     from ..editing.hyperparameters import hyperparameters
-    from ..editing.methods import method
+    from ..editing.methods import ONE_BY_ONE, method
+    from ..editing.requests import check_requests
 
     cases = _cases(args)
     method(args.method)
-    given = args.hyperparameters
-    hp = hyperparameters(given if given in (None, "published") else read_json(given))
+    check_requests(request for request, _, _ in cases)
+    hp = hyperparameters(given_hyperparameters(args.hyperparameters, args.method), args.method)
     check_file(args.json)
     if args.save_path is not None:
         check_destination(args.save_path)
     model, tokenizer = load_model(args)
-    results, started = [], time.monotonic()
-    edits = []
+    groups = [[case] for case in cases] if args.method in ONE_BY_ONE else [cases]
+    results, edits, started = [], [], time.monotonic()
     try:
-        for i, case in enumerate(cases):
-            result, seconds = _one(model, tokenizer, case, args, hp)
-            results.append({**result.to_json(), "seconds": seconds, "adapter": args.save_path})
-            edits.append(result.edit)
-            if i < len(cases) - 1:
-                result.edit.apply(model)
+        for group in groups:
+            begun = time.monotonic()
+            found = _edit(model, tokenizer, group, args, hp)
+            seconds = (time.monotonic() - begun) / len(group)
+            results += [{**result.to_json(), "seconds": seconds, "adapter": args.save_path}
+                        for result in found]
+            edits.append(found[0].edit)
+            if group is not groups[-1]:
+                edits[-1].apply(model)
     finally:
         for edit in reversed(edits):
             if edit.is_applied(model):
@@ -75,17 +89,16 @@ def run(args) -> int:
     return 0 if all(result["written"] for result in results) else 1
 
 
-def _one(model, tokenizer, case, args, hp):
-    from ..pipeline import locate_then_edit
+def _edit(model, tokenizer, cases, args, hp) -> list:
+    from ..pipeline import locate_then_edit_all
 
-    request, paraphrases, neighbors = case
-    story, started = Story(request), time.monotonic()
-    result = locate_then_edit(
-        model, tokenizer, request, layer=args.layer, method=args.method, moments=args.moments,
-        hyperparameters=hp, seed=args.seed, paraphrases=paraphrases, neighbors=neighbors,
-        progress=story.tell)
-    story.end(result)
-    return result, time.monotonic() - started
+    story = Story(cases[0][0])
+    found = locate_then_edit_all(
+        model, tokenizer, cases, layer=args.layer, method=args.method, moments=args.moments,
+        hyperparameters=hp, seed=args.seed, progress=story.tell)
+    for result in found:
+        story.end(result)
+    return found
 
 
 def _save(args, edits) -> None:

@@ -6,7 +6,14 @@ stopped goes on where it was.
 
 import sys
 
-from .common import add_model_arguments, check_file, load_model, positive, read_json, write_json
+from .common import (
+    add_model_arguments,
+    check_file,
+    given_hyperparameters,
+    load_model,
+    positive,
+    write_json,
+)
 
 _ROWS = (("score", "S"), ("rewrite_success", "ES"), ("paraphrase_success", "PS"),
          ("neighborhood_success", "NS"), ("neighborhood_known_success", "NS known"),
@@ -20,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--method", default="rome",
                         help="an editing method, or none for the unedited model (default rome)")
     parser.add_argument("--layer", type=int, default=5, help="(default 5)")
-    parser.add_argument("--hyperparameters", metavar="published|FILE")
+    parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE")
     parser.add_argument("--moments", metavar="DIR",
                         help="as rome-mlx moments wrote them (default: shipped or cached)")
     parser.add_argument("--limit", type=positive, help="only the first so many cases")
@@ -38,10 +45,10 @@ def run(args) -> int:
     from ..evaluation.counterfact import read_counterfact
     from ..evaluation.run import evaluate
 
+    hp = None
     if args.method != "none":
         method(args.method)
-    given = args.hyperparameters
-    hp = hyperparameters(given if given in (None, "published") else read_json(given))
+        hp = hyperparameters(given_hyperparameters(args.hyperparameters, args.method), args.method)
     name, _, relation = (args.where or "relation=").partition("=")
     if name != "relation" or (args.where and not relation):
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")

@@ -8,8 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..decoder import Decoder
+from ..editing.hyperparameters import hyperparameters as resolve
+from ..editing.methods import WITHOUT_MOMENTS, layers_up_to, templates_of
 from ..editing.methods import method as find_method
-from ..editing.templates import context_templates
 from ..errors import RomeError
 from ..fingerprint import fingerprint, same
 from ..json_files import write_json
@@ -30,10 +31,14 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int, method:
     editor = None if method == "none" else find_method(method)
     decoder = Decoder(model)
     decoder.check_layer(layer)
-    moments = moments if editor is None else ensure_moments(
-        model, tokenizer, [layer], moments, seed=seed, progress=progress)
-    if templates is None and editor is not None:
-        templates = context_templates(model, tokenizer, seed)
+    where = layer
+    if editor is not None:
+        where = layers_up_to(method, layer, resolve(hyperparameters, method))
+        if method not in WITHOUT_MOMENTS:
+            layers = [where] if isinstance(where, int) else where
+            moments = ensure_moments(model, tokenizer, layers, moments, seed=seed,
+                                     progress=progress)
+        templates = templates or templates_of(method, model, tokenizer, seed)
     settings = {"method": method, "layer": layer, "seed": seed, "context_templates": templates,
                 "hyperparameters": repr(hyperparameters), "moments": _label(moments),
                 "fingerprint": fingerprint(decoder.module(layer, "down"))}
@@ -43,7 +48,7 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int, method:
         path = output / f"case_{case.case_id}.json"
         result = _finished(path, case)
         if result is None:
-            result = _one(model, tokenizer, case, editor, layer, moments, templates,
+            result = _one(model, tokenizer, case, editor, where, moments, templates,
                           hyperparameters, seed)
             write_json(str(path), result)
         results.append(result)
