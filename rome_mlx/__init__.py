@@ -3,9 +3,7 @@
 from . import blas  # noqa: F401  a fast BLAS has to be there before mlx is
 from .editing.adapter import load_edit
 from .editing.alphaedit import alphaedit
-from .editing.alphaedit import alphaedit
 from .editing.edit import Edit, LowRank, stack
-from .editing.emmet import emmet
 from .editing.emmet import emmet
 from .editing.finetune import finetune, finetune_l, lora
 from .editing.hyperparameters import (
@@ -16,7 +14,6 @@ from .editing.hyperparameters import (
     LoraHyperparameters,
     MemitHyperparameters,
 )
-from .editing.memit import memit
 from .editing.memit import memit
 from .editing.rome import p_rome, r_rome, rome
 from .editing.sequence import in_sequence
