@@ -5,12 +5,16 @@ import pytest
 from rome_mlx.tracing.decision import decide, first_candidate
 
 
-def test_the_largest_effect_above_the_first_candidates_decides():
-    effect = [0.5, 0.02, 0.03, 0.2, 0.05]
+def test_the_largest_smoothed_effect_among_the_candidates_decides():
+    effect = [0.5, 0.0, 0.03, 0.2, 0.01, 0.0, 0.0]
     decision = decide(effect, 0.6)
-    assert (decision.layer, decision.effect, decision.clear) == (3, 0.2, True)
-    assert decide(effect, 0.6, first=4).layer == 4 and decide(effect, 0.6, first=99).layer == 4
+    assert (decision.layer, decision.effect, decision.clear) == (3, pytest.approx(0.11), True)
+    assert decide(effect, 0.6, first=4).layer == 4 and decide(effect, 0.6, first=99).layer == 6
     assert decide(effect, 0.6, first=0).layer == 0
+
+
+def test_one_layer_that_stands_alone_gives_way_to_a_broad_rise():
+    assert decide([0, 0.02, 0.11, 0.02, 0.08, 0.1, 0.08, 0], 0.6).layer == 5
 
 
 @pytest.mark.parametrize("effect, total, why", [

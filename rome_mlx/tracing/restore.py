@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..decoder import Decoder
-from ..gates import fast_gates
 from ..hooks import hooked
+from ..linux_cpu import fast_gates, log_sum_exp
 from .runs import Run
 
 
@@ -91,7 +91,7 @@ class Restoration:
     def probabilities(self, h: mx.array) -> np.ndarray:
         """P(answer) of final hidden states (rows, dim)."""
         logits = self.decoder.logits(h).astype(mx.float32)
-        return np.array(mx.exp(logits[:, self.answer] - mx.logsumexp(logits, axis=-1)))
+        return np.array(mx.exp(logits[:, self.answer] - log_sum_exp(logits)))
 
     def _entry(self, token: int, layer: int) -> mx.array:
         """What enters `layer` at tokens >= token: corrupted, the token itself clean for hidden."""

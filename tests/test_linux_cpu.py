@@ -1,12 +1,11 @@
-import platform
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from tiny import tiny_model
 
-from rome_mlx.gates import fast_gates, swiglu
+from rome_mlx.linux_cpu import fast_gates, log_sum_exp, slow_exponentials, swiglu
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 130), (2, 200, 7)])
@@ -25,8 +24,14 @@ def test_the_gate_of_large_and_half_precision_values_is_right():
     assert swiglu(half, half).dtype == mx.float16
 
 
-@pytest.mark.skipif(platform.system() != "Linux" or mx.default_device() != mx.cpu,
-                    reason="gates are only replaced on a Linux CPU")
+@pytest.mark.parametrize("shape", [(1, 5), (300, 1000), (2, 3, 40)])
+def test_the_log_of_summed_exponentials_is_right_and_does_not_overflow(shape):
+    x = mx.random.normal(shape, key=mx.random.key(1)) * 200
+    expected = logsumexp(np.array(x, np.float64), axis=-1)
+    np.testing.assert_allclose(np.array(log_sum_exp(x)), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.skipif(not slow_exponentials(), reason="gates are only replaced on a Linux CPU")
 def test_a_llama_computes_the_same_and_gets_its_own_modules_back():
     model, ids = tiny_model("llama"), mx.array([[1, 2, 3]])
     mlps = [layer.mlp for layer in model.model.layers]
