@@ -21,11 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+# isort: off
+import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
+# isort: on
+
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 from oracles import Traced  # noqa: E402
 
-import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
 from rome_mlx.decoder import Decoder  # noqa: E402
 from rome_mlx.loading import weight_shape  # noqa: E402
 from rome_mlx.tracing.corruption import corruption  # noqa: E402

@@ -6,9 +6,10 @@ and dominates: all windows that hold it say the same, so they are left out. Amon
 layer's effect is noisy and the rise around it is not: the effect is smoothed with its neighbours'
 before the peak is taken.
 
-On the default model (window 6, 57 known facts, 1,000 random splits of them in halves) both halves
-name the same layer in 47 % of splits, and layers at most one apart in 93 %. Without smoothing it is
-11 and 61 %; with the peak of hidden states, broad from layer 6 to 13, 18 and 35 %.
+On the default model (window 6, 100 known facts, 1,000 random splits of them in halves) the two
+halves name layers at most one apart in 87 % of splits, always within 4 to 7. Without smoothing it
+is 67 %; with the peak of hidden states, broad from layer 3 to 13, 37 %. The rule was chosen on 57 of
+the facts, where it names layer 7; the 43 others name layer 5, all of them layer 6.
 """
 
 from dataclasses import dataclass
