@@ -8,8 +8,8 @@ before the peak is taken.
 
 On the default model (window 6, 100 known facts, 1,000 random splits of them in halves) the two
 halves name layers at most one apart in 87 % of splits, always within 4 to 7. Without smoothing it
-is 67 %; with the peak of hidden states, broad from layer 3 to 13, 37 %. The rule was chosen on 57 of
-the facts, where it names layer 7; the 43 others name layer 5, all of them layer 6.
+is 67 %; with the peak of hidden states, broad from layer 3 to 13, 37 %. The rule was chosen on 57
+of the facts, where it names layer 7; the 43 others name layer 5, all of them layer 6.
 """
 
 from dataclasses import dataclass
