@@ -88,7 +88,7 @@ class LoraHyperparameters:
 
     layers: tuple[int, ...] | None = None
     steps: int = 25
-    lr: float = 1e-3
+    lr: float = 1e-4
     stop: float = 1e-2
     rank: int = 8
     scale: float = 20.0
