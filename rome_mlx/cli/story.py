@@ -39,9 +39,9 @@ class Story:
     def _edited(self, edit) -> None:
         first, last = edit.losses[0], edit.losses[-1]
         layers = ", ".join(str(layer) for layer in edit.layers)
-        print(f"\n{edit.method} at layer {layers}: {len(edit.losses)} steps, loss "
-              f"{first['total']:.3f} → {last['total']:.3f} (target {last['nll']:.3f}, "
-              f"KL {last['kl']:.3f}, decay {last['decay']:.3f})")
+        print(f"\nEdited   {edit.method} at layer {layers}, {len(edit.losses)} steps: loss "
+              f"{first['total']:.3f} → {last['total']:.3f}\n"
+              f"  (target {last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f})")
 
     def end(self, result) -> None:
         check = result.verification
