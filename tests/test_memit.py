@@ -178,29 +178,6 @@ def test_without_regularisation_the_edited_model_computes_the_values(kind, metho
     np.testing.assert_allclose(states, [v.initial + v.delta for v in values], atol=2e-3)
 
 
-def test_each_layer_takes_its_share_with_the_layers_before_it_edited():
-    model, layers = tiny_model("llama"), [0, 2, 3]
-    decoder, tokenizer = Decoder(model), FakeTokenizer()
-    edit = edited(model, rm.memit, layers=layers)
-    values = optimize_values(decoder, tokenizer, REQUESTS, TEMPLATES, 3, edit.hyperparameters,
-                             "block")
-    goal, before = np.stack([v.initial + v.delta for v in values]), []
-    try:
-        for i, (layer, (path, delta)) in enumerate(zip(layers, edit.deltas.items(), strict=True)):
-            keys = request_keys(decoder, tokenizer, REQUESTS, TEMPLATES, layer).T
-            share = (goal - read_states(decoder, tokenizer, bare(), 3)) / (3 - i)
-            expected = share.T @ keys.T @ np.linalg.inv(
-                20000 * spd(keys.shape[0], layer) + keys @ keys.T)
-            np.testing.assert_allclose(edit.keys[path], keys, atol=1e-5)
-            np.testing.assert_allclose((delta.a @ delta.b).T, expected, rtol=1e-3,
-                                       atol=1e-6 * np.abs(expected).max())
-            before.append(rm.Edit("memit", REQUESTS, {path: delta}, [layer]))
-            before[-1].apply(model)
-    finally:
-        for part in reversed(before):
-            part.revert(model)
-
-
 def test_the_bare_prompts_key_weighs_as_much_as_all_others():
     decoder, tokenizer = Decoder(tiny_model("llama")), FakeTokenizer()
     rows = read_keys(decoder, tokenizer, in_contexts(REQUESTS[0], TEMPLATES), 1).keys

@@ -24,14 +24,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(args):
-    """(model, tokenizer) as the model's flags say."""
+    """(model, tokenizer) as the model's flags say. A saved edit is applied as an edit, so that
+    editors know what it wrote; any other adapter is mlx-lm's."""
+    from ..editing.adapter import load_edit
     from ..loading import load
 
-    options = {"adapter_path": args.adapter_path} if args.adapter_path else {}
+    options, edit = {}, None
+    if args.adapter_path and (Path(args.adapter_path) / "edit.json").exists():
+        edit = load_edit(args.adapter_path)
+    elif args.adapter_path:
+        options["adapter_path"] = args.adapter_path
     if args.trust_remote_code:
         options |= {"trust_remote_code": True,
                     "tokenizer_config": {"trust_remote_code": True}}
-    return load(args.model, dtype=args.dtype, **options)
+    model, tokenizer = load(args.model, dtype=args.dtype, **options)
+    if edit is not None:
+        edit.apply(model)
+    return model, tokenizer
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,8 @@
   rome-mlx edits fuse edits/both --save-path models/edited
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from ..errors import RomeError
@@ -30,33 +32,66 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..editing.adapter import load_edit
+    from ..editing.adapter import check_destination, load_edit
+    from ..editing.fuse import check_new
 
     edits = [load_edit(directory) for directory in args.edits]
     check_file(getattr(args, "json", None))
+    if args.action != "show":
+        {"stack": check_destination, "fuse": check_new}[args.action](args.save_path)
     return {"show": _show, "stack": _stack, "fuse": _fuse}[args.action](args, edits)
+
+
+_MOST = 10  # facts and weights of an edit that are printed
 
 
 def _show(args, edits) -> int:
     rows = []
+    print(f"{'edit':<46}{'rank':>6}{'change':>9}{'P before → after':>19}")
     for directory, edit in zip(args.edits, edits, strict=True):
-        print(f"{directory}: {edit.method}, {len(edit.requests)} request"
-              f"{'s' * (len(edit.requests) > 1)}, of {edit.model.get('path')} "
-              f"({edit.model.get('dtype')})")
-        for request, (before, after) in zip(edit.requests, _probabilities(edit), strict=True):
-            measured = "" if before is None else f"   P {before:.3f} → {after:.3f}"
-            print(f"  {request.text} → {request.target_new.strip()}{measured}")
-        modules = {}
-        for path, delta in edit.deltas.items():
-            modules[path] = {"rank": delta.rank, "norm": _norm(delta),
-                             "norm_change": _norm(delta) / edit.fingerprints[path][2]}
-            print(f"    {path:<36} rank {delta.rank:<4} changed by "
-                  f"{100 * modules[path]['norm_change']:.2f} % of its norm")
+        facts = [(request, *p) for request, p in
+                 zip(edit.requests, _probabilities(edit), strict=True)]
+        modules = {path: {"rank": delta.rank, "norm": _norm(delta),
+                          "norm_change": _norm(delta) / edit.fingerprints[path][2]}
+                   for path, delta in edit.deltas.items()}
+        print(f"\n{_fit(directory, 80)}\n{_fit('  ' + _origin(edit), 80)}")
+        _rows("facts", [f"{_fit(_said(request), 63):<63}"
+                        + (f"{before:>9.3f} → {after:.3f}" if before is not None else "")
+                        for request, before, after in facts])
+        _rows("weights", [f"{_fit('  ' + path, 46):<46}{m['rank']:>6}{m['norm_change']:>9.1%}"
+                          for path, m in modules.items()])
         rows.append({"path": directory, "method": edit.method, "model": edit.model,
                      "requests": [vars(request) for request in edit.requests],
                      "modules": modules})
+    print("\nchange: of the weight's norm; P: of the new target")
     write_json(args.json, rows)
     return 0
+
+
+def _rows(name: str, lines: list[str]) -> None:
+    """At most ten lines, and how many more there are."""
+    for line in lines[:_MOST]:
+        print(line.rstrip())
+    if len(lines) > _MOST:
+        print(f"  … {len(lines) - _MOST} more {name}; --json has all")
+
+
+def _origin(edit) -> str:
+    layers = ", ".join(map(str, edit.layers))
+    model = Path(edit.model.get("path") or "an unnamed model").name
+    return (f"{edit.method} at layer{'s' * (len(edit.layers) > 1)} {layers}, of {model} "
+            f"({edit.model.get('dtype')})")
+
+
+def _said(request) -> str:
+    return f"  {request.text} → {request.target_new.strip()}"
+
+
+def _fit(text: str, width: int) -> str:
+    """The text's printable characters, its middle left out where it is too long."""
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    half = width // 2
+    return text if len(text) <= width else text[:half - 1] + "…" + text[half - width:]
 
 
 def _norm(delta) -> float:
@@ -66,11 +101,13 @@ def _norm(delta) -> float:
 
 def _probabilities(edit) -> list[tuple[float | None, float | None]]:
     """P(target) before and after for each request, where `rome-mlx edit` measured them."""
-    checks = edit.numbers.get("checks", [edit.numbers])
-    if len(checks) != len(edit.requests) or not all("probabilities" in c for c in checks):
-        return [(None, None)] * len(edit.requests)
-    rewrites = [check["probabilities"][0] for check in checks]
-    return [(r["target_new_before"], r["target_new_after"]) for r in rewrites]
+    try:
+        checks = edit.numbers.get("checks", [edit.numbers])
+        rewrites = [check["probabilities"][0] for check in checks]
+        found = [(float(r["target_new_before"]), float(r["target_new_after"])) for r in rewrites]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        found = []
+    return found if len(found) == len(edit.requests) else [(None, None)] * len(edit.requests)
 
 
 def _stack(args, edits) -> int:
@@ -97,7 +134,8 @@ def _fuse(args, edits) -> int:
                 source=describe(model, tokenizer)["path"], dequantize=args.dequantize,
                 force=args.force)
     for path, error in lost.items():
-        print(f"  {path:<36} rounding cost {100 * error:.4f} % of the change")
+        print(f"  {path:<40} rounding cost {error:.2%} of the change" if error >= 1e-4 else
+              f"  {path:<40} rounding cost {error:.0e} of the change")
     print(f"{args.save_path}: load it with mlx_lm.load or --model {args.save_path}")
     write_json(args.json, {"path": args.save_path, "lost": lost})
     return 0

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ..directories import whole_directory
 from ..errors import RomeError
 from ..facts import EditRequest
 from .edit import Edit, LowRank
@@ -37,72 +36,82 @@ def save_edit(edit: Edit, directory: str | Path) -> None:
     All or nothing: it is written beside its place and moved there. An earlier edit is replaced.
     """
     path = check_destination(directory)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    except OSError as error:
-        raise RomeError(f"cannot write {str(path)!r}: {error.strerror}; "
-                        "choose another directory") from error
-    try:
-        os.chmod(temporary, 0o755)
+    with whole_directory(path) as new:
         rank = max(d.rank for d in edit.deltas.values())
-        save_file(_tensors(edit, rank), str(temporary / "adapters.safetensors"))
-        _write_json(temporary / "adapter_config.json", {
+        save_file(_tensors(edit, rank), str(new / "adapters.safetensors"))
+        _write_json(new / "adapter_config.json", {
             "fine_tune_type": "lora", "num_layers": -1, "model": edit.model.get("path"),
             "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0,
                                 "keys": list(edit.deltas)}})
-        _write_json(temporary / "edit.json", _about(edit))
+        _write_json(new / "edit.json", _about(edit))
         if edit.keys:
             save_file({path: np.ascontiguousarray(keys.T) for path, keys in edit.keys.items()},
-                      str(temporary / "keys.safetensors"))
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RomeError(f"cannot write {str(path)!r}: {error.strerror}; "
-                        "choose another directory") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                      str(new / "keys.safetensors"))
 
 
 def load_edit(directory: str | Path) -> Edit:
-    """Read a saved edit. Raises RomeError, naming the file, for anything that is not one."""
+    """Read a saved edit. Raises RomeError, naming the file, for anything that is not one.
+
+    Only the directory's own files are read, no links; nothing in them is run.
+    """
     path = Path(directory)
     if not path.is_dir():
         raise RomeError(f"there is no directory {str(path)!r}; give one that Edit.save wrote")
-    about = _read_json(path / "edit.json")
+    for name in _FILES:
+        if (path / name).is_symlink():
+            raise RomeError(f"{path / name} is a symbolic link, which may lead anywhere; copy the "
+                            "edit with its contents (cp -rL) and give the copy")
+    about, config = _read_json(path / "edit.json"), _read_json(path / "adapter_config.json")
     try:
-        if about["format"] != _FORMAT:
-            raise KeyError("format")
+        _check_description(about, config)
         tensors = load_file(str(path / "adapters.safetensors"))
-        edit = Edit(
-            method=str(about["method"]),
+        return Edit(
+            method=about["method"],
             requests=[EditRequest(**request) for request in about["requests"]],
-            deltas={name: _delta(tensors, name, rank) for name, rank in about["ranks"].items()},
-            layers=[int(layer) for layer in about["layers"]],
+            deltas={name: _delta(tensors, name, rank, about["fingerprints"][name])
+                    for name, rank in about["ranks"].items()},
             hyperparameters=(hyperparameters(about["hyperparameters"], about["method"])
                              if about["hyperparameters"] else None),
             keys=_keys(path, about.get("keys", ())),
             **{name: about[name] for name in _PLAIN})
-        fingerprints = {name: [float(x) for x in f] for name, f in edit.fingerprints.items()}
-        if set(fingerprints) != set(edit.deltas):
-            raise KeyError("fingerprints")
-    except RomeError:
-        raise
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
-        raise RomeError(f"{str(path)!r} is not a whole saved edit "
-                        f"({type(error).__name__}: {error}); save it again") from error
-    return edit
+        reason = (error if isinstance(error, RomeError)
+                  else f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise RomeError(f"{str(path)!r} is not a whole saved edit ({reason}); "
+                        "save it again") from error
 
 
-_PLAIN = ("context_templates", "losses", "seed", "fingerprints", "model", "versions", "numbers")
+#: what edit.json holds as it is in an Edit, and its types
+_PLAIN = {"layers": list, "context_templates": list, "losses": list, "seed": int,
+          "fingerprints": dict, "model": dict, "versions": dict, "numbers": dict}
+
+
+def _check_description(about: dict, config: dict) -> None:
+    """Raises ValueError or KeyError where edit.json or adapter_config.json is not as written."""
+    if about["format"] != _FORMAT:
+        raise ValueError(f"edit.json has the format {about['format']!r}, not {_FORMAT!r}")
+    types = {**_PLAIN, "method": str, "requests": list, "ranks": dict}
+    wrong = [name for name, kind in types.items() if not isinstance(about[name], kind)]
+    if wrong or not about["requests"] or not about["ranks"]:
+        raise ValueError(f"edit.json has unusable {', '.join(wrong) or 'requests or ranks'}")
+    if not all(isinstance(layer, int) for layer in about["layers"]):
+        raise ValueError("edit.json has layers that are no numbers")
+    for name, numbers in about["fingerprints"].items():
+        if len(numbers) < 3 or not np.isfinite(np.array(numbers, np.float64)).all():
+            raise ValueError(f"edit.json has no usable fingerprint of {name}")
+    path = about["model"].get("path")
+    if path is not None and (not isinstance(path, str) or ".." in Path(path).parts):
+        raise ValueError(f"edit.json names the model {path!r}")
+    adapter = config["lora_parameters"]
+    if adapter["scale"] != 1.0 or set(adapter["keys"]) != set(about["ranks"]):
+        raise ValueError("adapter_config.json is of another edit")
 
 
 def _about(edit: Edit) -> dict:
     return {"format": _FORMAT, "method": edit.method,
             "request": dataclasses.asdict(edit.request),
             "requests": [dataclasses.asdict(r) for r in edit.requests],
-            "layers": edit.layers, "ranks": {path: d.rank for path, d in edit.deltas.items()},
+            "ranks": {path: d.rank for path, d in edit.deltas.items()},
             "hyperparameters": (dataclasses.asdict(edit.hyperparameters)
                                 if edit.hyperparameters else None),
             "keys": sorted(edit.keys), **{name: getattr(edit, name) for name in _PLAIN}}
@@ -118,12 +127,15 @@ def _tensors(edit: Edit, rank: int) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _delta(tensors, path: str, rank: int) -> LowRank:
+def _delta(tensors, path: str, rank: int, fingerprint: list[float]) -> LowRank:
     a = tensors[f"{path}.lora_a"].astype(np.float64)[:, :rank]
     b = tensors[f"{path}.lora_b"].astype(np.float64)[:rank]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != rank or b.shape[0] != rank or rank < 1 \
-            or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError(f"{path} has tensors of shapes {a.shape} and {b.shape} for rank {rank}")
+    out, into = fingerprint[:2]
+    if rank < 1 or a.shape != (into, rank) or b.shape != (rank, out):
+        raise ValueError(f"{path} has tensors of shapes {a.shape} and {b.shape} for rank {rank} "
+                         f"and a {out:.0f} × {into:.0f} weight")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f"{path} has numbers that are not finite")
     return LowRank(a, b)
 
 
@@ -144,7 +156,7 @@ def _write_json(path: Path, value) -> None:
 def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RomeError(f"cannot read {path} ({error}); give a directory that Edit.save "
                         "wrote") from error
     if not isinstance(value, dict):

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
+from ..errors import RomeError
 from ..hooks import find_module
 from ..loading import is_quantized, weight_shape
 
@@ -50,6 +51,16 @@ def edits_of(model) -> list:
             if not any(edit is e for e in found):
                 found.append(edit)
     return found
+
+
+def linear_shape(model, path: str) -> tuple[int, int]:
+    """(out, in) of the linear module at a path. Raises RomeError where it is none."""
+    _, _, module = holder(model, path)
+    inner = module.linear if "linear" in module else module
+    if not isinstance(inner, nn.Linear | nn.QuantizedLinear):
+        raise RomeError(f"{path!r} is a {type(inner).__name__}, and only linear modules are "
+                        "edited; list the paths with model.named_modules()")
+    return weight_shape(inner)
 
 
 def holder(model, path: str):

@@ -123,21 +123,22 @@ class Edit:
             self.revert(model)
 
     def _check(self, model, force: bool) -> None:
-        for path in self.deltas:
+        for path, delta in self.deltas.items():
             try:
                 module = find_module(model, path)
+                shape = applied.linear_shape(model, path)
             except RomeError as error:
                 raise RomeError(f"the edit is of another model ({self.model.get('path')}): "
                                 f"{error}") from error
             if applied.contains(model, path, self):
                 raise RomeError(f"this edit is applied to {path} already; revert it first")
-            found = fingerprint(module)
-            expected = self.fingerprints.get(path)
-            if expected is not None and found[:2] != expected[:2]:
-                raise RomeError(f"the edit is for a {expected[0]:.0f} × {expected[1]:.0f} weight "
+            wanted = (delta.b.shape[1], delta.a.shape[0])
+            if shape != wanted:
+                raise RomeError(f"the edit is for a {wanted[0]} × {wanted[1]} weight "
                                 f"of {self.model.get('path')}, but {path} here is "
-                                f"{found[0]:.0f} × {found[1]:.0f}; load the edit's model")
-            if not force and expected is not None and not same(found, expected):
+                                f"{shape[0]} × {shape[1]}; load the edit's model")
+            expected = self.fingerprints.get(path)
+            if not force and expected is not None and not same(fingerprint(module), expected):
                 raise RomeError(f"the weight of {path} is not the one this edit was computed for "
                                 f"({self.model.get('path')}); load that model, or pass "
                                 "force=True")
@@ -184,7 +185,8 @@ def stack(edits) -> Edit:
             keys[path] = np.concatenate([keys.get(path, found[:, :0]), found], axis=1)
     first = {f.name: getattr(edits[0], f.name) for f in fields(Edit)}
     methods = {edit.method for edit in edits}
-    alike = all(edit.hyperparameters == edits[0].hyperparameters for edit in edits)
+    alike = len(methods) == 1 and all(edit.hyperparameters == edits[0].hyperparameters
+                                      for edit in edits)
     return Edit(**{**first, "method": methods.pop() if len(methods) == 1 else "stack",
                    "hyperparameters": edits[0].hyperparameters if alike else None, "keys": keys,
                    "requests": [r for edit in edits for r in edit.requests], "deltas": deltas,

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import hf_repo_to_path, load_config, save
 
+from ..directories import whole_directory
 from ..errors import RomeError
 from ..fingerprint import original_weight
 from ..hooks import find_module
@@ -27,15 +26,13 @@ def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | P
     float. The error is what storing W + ΔW in the model's float type lost of ΔW. Raises
     RomeError where `directory` holds something or, unless `force`, the edit is of another model.
     """
-    path = Path(directory)
-    if path.exists() and (not path.is_dir() or os.listdir(path)):
-        raise RomeError(f"{str(path)!r} is there already; choose a new directory")
+    path = check_new(directory)
     with edit.applied(model, force=force):  # every check that applying makes
         pass
     dtype = _float_type(model)
+    lost = {name: _write(model, name, delta, dtype) for name, delta in edit.deltas.items()}
     if dequantize:
         cast(model, dtype)
-    lost = {name: _write(model, name, delta, dtype) for name, delta in edit.deltas.items()}
     config = load_config(_local(source))
     if dequantize:
         config.pop("quantization", None)
@@ -43,20 +40,20 @@ def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | P
     for name in edit.deltas:
         for key in ("quantization", "quantization_config"):
             config.get(key, {}).pop(name, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
-        save(temporary, str(source), model, tokenizer, config, donate_model=False)
-        (temporary / "rome_mlx.json").write_text(json.dumps(
+    with whole_directory(path) as new:
+        save(new, str(source), model, tokenizer, config, donate_model=False)
+        (new / "rome_mlx.json").write_text(json.dumps(
             {"method": edit.method, "lost": lost,
              "requests": [vars(request) for request in edit.requests]}, indent=1) + "\n", "utf-8")
-        os.chmod(temporary, 0o755)
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return lost
+
+
+def check_new(directory: str | Path) -> Path:
+    """The directory if a model can be written there: new or empty. Raises RomeError otherwise."""
+    path = Path(directory)
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or os.listdir(path))):
+        raise RomeError(f"{str(path)!r} is there already; choose a new directory")
+    return path
 
 
 def _write(model, name: str, delta, dtype: mx.Dtype) -> float:

@@ -17,6 +17,7 @@ from ..moments.lookup import moment_matrix
 from .edit import Edit, LowRank, provenance
 from .hyperparameters import hyperparameters as resolve
 from .key import in_contexts, read_keys
+from .requests import check_request
 from .templates import check_templates
 from .templates import context_templates as sample_templates
 from .value import optimize_values
@@ -62,7 +63,7 @@ _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, Fa
 
 def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
               report) -> Edit:
-    decoder, hp = Decoder(model), resolve(given, method)
+    decoder, hp, request = Decoder(model), resolve(given, method), check_request(request)
     if layer is None and (given is None or hp.layer is None):
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)

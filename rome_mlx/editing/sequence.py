@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from ..errors import RomeError
 from ..facts import EditRequest
 from .edit import Edit
 from .requests import check_requests
@@ -21,6 +22,8 @@ def in_sequence(model, tokenizer, requests: Iterable[EditRequest],
     Raises RomeError for conflicting requests, wherever in the sequence they are.
     """
     requests, edits = check_requests(requests), []
+    if batch < 1:
+        raise RomeError(f"batch is {batch}; give the number of requests a call, 1 or more")
     try:
         for i in range(0, len(requests), batch):
             group = requests[i: i + batch]

@@ -105,10 +105,11 @@ def _parts(texts: list) -> Iterator[list]:
 
 
 def _earlier_keys(earlier: Sequence[Edit], path: str, like: np.ndarray) -> np.ndarray:
-    """(d_in, m): the keys that earlier edits wrote at in a weight."""
+    """(d_in, m): the keys that earlier edits wrote at in a weight, each once, so that an applied
+    edit and its saved copy count as one."""
     keys = [edit.keys[path] for edit in earlier if path in edit.keys]
     for found in keys:
         if found.shape[0] != like.shape[0]:
             raise RomeError(f"an earlier edit's keys at {path} are {found.shape[0]} wide, this "
                             f"model's {like.shape[0]}; give edits of this model")
-    return np.concatenate([like[:, :0], *keys], axis=1)
+    return np.unique(np.concatenate([like[:, :0], *keys], axis=1), axis=1)

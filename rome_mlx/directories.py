@@ -1,0 +1,43 @@
+"""Directories that are written whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import RomeError
+
+
+@contextmanager
+def whole_directory(path: str | Path) -> Iterator[Path]:
+    """A new directory to fill, which takes the place of `path` when the context ends well.
+
+    It lies beside its place until then. What was there before goes when the new one is in; after
+    an error it is there as it was. Raises RomeError where nothing can be written.
+    """
+    path = Path(path)
+    beside = {"dir": path.parent, "prefix": f".{path.name}-"}
+    made = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.append(Path(tempfile.mkdtemp(**beside)))
+        os.chmod(made[0], 0o755)
+        yield made[0]
+        if not path.exists():
+            os.replace(made[0], path)
+            return
+        made.append(Path(tempfile.mkdtemp(**beside)))
+        os.replace(path, made[1])
+        try:
+            os.replace(made[0], path)
+        except OSError:
+            os.replace(made[1], path)
+            raise
+    except OSError as error:
+        raise RomeError(f"cannot write {str(path)!r}: {error.strerror or error}; "
+                        "choose another directory") from error
+    finally:
+        for directory in made:
+            shutil.rmtree(directory, ignore_errors=True)

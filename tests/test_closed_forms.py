@@ -1,0 +1,194 @@
+"""Every method against the constraint that it must meet or the quantity that it must minimise."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.decoder import Decoder
+from rome_mlx.editing.alphaedit import null_space, null_space_update
+from rome_mlx.editing.emmet import equality_update
+from rome_mlx.editing.key import in_contexts, read_keys, read_states
+from rome_mlx.editing.memit import least_squares_update
+from rome_mlx.editing.spread import request_keys
+from rome_mlx.editing.value import optimize_values
+
+REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
+            rm.EditRequest("{} was", "a long subject", "b")]
+TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
+LAYER = 1
+
+
+def spd(dim, seed=0):
+    x = np.random.RandomState(seed).randn(4 * dim, dim)
+    return x.T @ x / len(x)
+
+
+def size(update, matrix):
+    """tr(ΔCΔᵀ), what an update does to other keys."""
+    return np.trace(update @ matrix @ update.T)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("method", [rm.rome, rm.r_rome, rm.p_rome])
+def test_rank_one_methods_write_the_value_where_they_say_as_gently_as_possible(kind, method):
+    model, tokenizer, request = tiny_model(kind), FakeTokenizer(), REQUESTS[0]
+    decoder = Decoder(model)
+    readings = read_keys(decoder, tokenizer, in_contexts(request, TEMPLATES), LAYER)
+    matrix = spd(readings.keys.shape[1])
+    edit = method(model, tokenizer, request, LAYER, moments={LAYER: matrix},
+                  context_templates=TEMPLATES)
+    value, = optimize_values(decoder, tokenizer, [request], TEMPLATES, LAYER,
+                             edit.hyperparameters)
+    update = np.outer(edit.right_vector, edit.left_vector)
+
+    written = readings.outputs + readings.keys @ update.T  # (contexts, d_out), edited
+    written = written.mean(0) if method is rm.r_rome else written[0]
+    np.testing.assert_allclose(written, value.initial + value.delta, atol=1e-9)
+
+    key = readings.keys.mean(0) if method is rm.r_rome else readings.keys[0]
+    beside = np.eye(len(key)) - np.outer(key, key) / (key @ key)
+    random = np.random.RandomState(0)
+    others = [update + 0.1 * random.randn(*update.shape) @ beside for _ in range(20)]
+    smallest = all(size(other, matrix) > size(update, matrix) for other in others)
+    # ROME's own key and direction are of different contexts, which costs it the minimum
+    gentle = np.outer(update @ key, np.linalg.solve(matrix, key))
+    gentle /= key @ np.linalg.solve(matrix, key)
+    if method is rm.rome:
+        assert size(update, matrix) > size(gentle, matrix) * (1 + 1e-6)
+    else:
+        assert smallest
+        np.testing.assert_allclose(update, gentle, atol=1e-9 * np.abs(gentle).max())
+
+
+def naive(method, hp, matrix, keys, share):
+    """Δ (d_out, d_in) by the papers' formulas, with plain inverses."""
+    if method is rm.memit:
+        return share @ keys.T @ np.linalg.inv(hp.update_weight * matrix + keys @ keys.T)
+    if method is rm.emmet:
+        inverse = np.linalg.inv(hp.moment_scale * matrix)
+        gram = keys.T @ inverse @ keys + hp.ridge * np.eye(keys.shape[1])
+        return share @ np.linalg.inv(gram) @ keys.T @ inverse
+    values, vectors = np.linalg.eigh(matrix)
+    p = vectors[:, values < hp.threshold] @ vectors[:, values < hp.threshold].T
+    left = p @ keys @ keys.T + hp.regularization * np.eye(len(matrix))
+    return np.linalg.solve(left, p @ keys @ share.T).T
+
+
+@pytest.mark.parametrize("method", [rm.memit, rm.emmet, rm.alphaedit])
+def test_each_layer_takes_its_share_with_the_layers_before_it_edited(method):
+    model, tokenizer, layers = tiny_model("llama"), FakeTokenizer(), [0, 2, 3]
+    decoder, bare = Decoder(model), [(r.text, r.subject_span) for r in REQUESTS]
+    hp = {"v_num_grad_steps": 5} | ({"threshold": 0.5} if method is rm.alphaedit else {})
+    moments = {layer: spd(48, layer) for layer in layers}
+    edit = method(model, tokenizer, REQUESTS, layers, moments=moments, hyperparameters=hp,
+                  context_templates=TEMPLATES)
+    values = optimize_values(decoder, tokenizer, REQUESTS, TEMPLATES, 3, edit.hyperparameters,
+                             "block")
+    goal, before = np.stack([v.initial + v.delta for v in values]), []
+    try:
+        for i, (layer, (path, delta)) in enumerate(zip(layers, edit.deltas.items(), strict=True)):
+            keys = request_keys(decoder, tokenizer, REQUESTS, TEMPLATES, layer).T
+            share = (goal - read_states(decoder, tokenizer, bare, 3)) / (3 - i)
+            expected = naive(method, edit.hyperparameters, moments[layer], keys, share.T)
+            np.testing.assert_allclose(edit.keys[path], keys, atol=1e-5)
+            np.testing.assert_allclose((delta.a @ delta.b).T, expected, rtol=1e-3,
+                                       atol=1e-5 * np.abs(expected).max())
+            before.append(rm.Edit(edit.method, REQUESTS, {path: delta}, [layer]))
+            before[-1].apply(model)
+    finally:
+        for part in reversed(before):
+            part.revert(model)
+
+
+@pytest.fixture
+def system():
+    """C, K, R of a small random problem, float64."""
+    random = np.random.RandomState(0)
+    return spd(12), random.randn(12, 4), random.randn(5, 4)
+
+
+def test_emmet_with_a_ridge_is_memit_with_that_weight(system):
+    matrix, keys, residual = system
+    np.testing.assert_allclose(residual @ equality_update(keys, matrix, 0.1).T,
+                               residual @ least_squares_update(keys, matrix, 0.1).T, rtol=1e-9)
+
+
+def test_alphaedits_update_minimises_its_cost_in_the_null_space(system):
+    matrix, keys, residual = system
+    random = np.random.RandomState(3)
+    earlier, weight = random.randn(12, 2), 0.7
+    basis = null_space(matrix, float(np.median(np.linalg.eigvalsh(matrix))))
+    best = residual @ null_space_update(keys, earlier, basis, weight).T
+    np.testing.assert_allclose(best @ basis @ basis.T, best, atol=1e-12)
+
+    def cost(update):
+        return (np.sum((update @ keys - residual)**2) + np.sum((update @ earlier)**2)
+                + weight * np.sum(update**2))
+
+    for _ in range(20):
+        other = 1e-3 * random.randn(5, basis.shape[1]) @ basis.T
+        assert cost(best + other) > cost(best)
+        assert cost(best + other) == pytest.approx(cost(best - other), rel=1e-9)
+
+
+def whole_loss(model):
+    """The targets' mean NLL a token with teacher forcing, by the whole model."""
+    losses = []
+    for request in REQUESTS:
+        ids = FakeTokenizer().encode(request.text + " " + request.target_new)
+        count = len(request.target_new)
+        logits = model(mx.array([ids[:-1]]))[0, -count:]
+        losses.append(nn.losses.cross_entropy(logits, mx.array(ids[-count:])).mean())
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("clamp", [None, 3e-3])
+def test_fine_tuning_is_adam_on_one_weight_projected_where_it_is_clamped(clamp):
+    model, lr, steps = tiny_model("llama"), 1e-3, 6
+    editor, hp = (rm.finetune, {}) if clamp is None else (rm.finetune_l, {"clamp": clamp})
+    edit = editor(model, FakeTokenizer(), REQUESTS, LAYER,
+                  hyperparameters={"lr": lr, "steps": steps, **hp})
+    module, weight = model.layers[LAYER].mlp.down_proj, model.layers[LAYER].mlp.down_proj.weight
+
+    def loss(w):
+        module.weight = w
+        return whole_loss(model)
+
+    change, mean, square = (np.zeros(weight.shape) for _ in range(3))
+    for step in range(1, steps + 1):
+        gradient = np.array(mx.grad(loss)(weight + mx.array(change, dtype=mx.float32)), np.float64)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        change -= lr * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        if clamp is not None:
+            change = np.clip(change, -clamp, clamp)
+    delta, = edit.deltas.values()
+    found = (delta.a @ delta.b).T
+    assert np.linalg.norm(found - change) < 1e-3 * np.linalg.norm(change)
+    if clamp is not None:
+        assert (np.abs(found) > 0.999 * clamp).any(), "the clamp should bind in this test"
+
+
+def test_lora_is_what_mlx_lms_own_layers_learn():
+    model, layers, hp = tiny_model("llama"), [1, 3], {"lr": 1e-3, "steps": 5, "rank": 2,
+                                                      "scale": 4.0}
+    edit = rm.lora(model, FakeTokenizer(), REQUESTS, layers, hyperparameters=hp, seed=7)
+    linear_to_lora_layers(model, 4, {"rank": 2, "scale": 4.0, "dropout": 0.0,
+                                     "keys": list(edit.deltas)})
+    model.freeze()
+    adapters = [model.layers[layer].mlp.down_proj for layer in layers]
+    for adapter, key in zip(adapters, mx.random.split(mx.random.key(7), 2), strict=True):
+        adapter.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
+        adapter.lora_a = mx.random.uniform(-1, 1, (48, 2), key=key) / 48**0.5
+    optimizer = optim.Adam(learning_rate=hp["lr"], bias_correction=True)
+    for _ in range(hp["steps"]):
+        _, gradients = nn.value_and_grad(model, whole_loss)(model)
+        optimizer.update(model, gradients)
+    for adapter, delta in zip(adapters, edit.deltas.values(), strict=True):
+        expected = 4.0 * np.array(adapter.lora_a @ adapter.lora_b)
+        assert np.linalg.norm(delta.a @ delta.b - expected) < 1e-3 * np.linalg.norm(expected)
