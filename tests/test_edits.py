@@ -80,11 +80,22 @@ def test_mlx_lm_loads_the_fused_model(saved_model, tmp_path, capsys, more):
     assert ("quantization" in load_config(tmp_path / "fused")) == (kind == "4-bit" and not more)
 
 
-def test_a_fused_model_is_not_written_over_anything(saved_model, tmp_path, capsys):
+def test_nothing_is_written_over_anything(saved_model, tmp_path, capsys, monkeypatch):
     directory, _ = saved_model
     make_edit(directory, 0, 0).save(tmp_path / "edit")
+    make_edit(directory, 1, 0).save(tmp_path / "other")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the weights were read before the arguments were checked")
+
+    monkeypatch.setattr("rome_mlx.loading.load", refuse)
+    before = sorted(directory.iterdir())
     assert main(["edits", "fuse", str(tmp_path / "edit"), "--save-path", str(directory)]) == 2
     assert "there already" in capsys.readouterr().err
+    assert main(["edits", "stack", str(tmp_path / "edit"), str(tmp_path / "other"), "--save-path",
+                 str(directory)]) == 2
+    assert "other files" in capsys.readouterr().err
+    assert sorted(directory.iterdir()) == before
 
 
 def test_an_edit_of_other_weights_is_fused_only_by_force(tmp_path, capsys):
@@ -105,15 +116,30 @@ def test_show_names_facts_modules_and_probabilities(saved_model, tmp_path, capsy
     edit.numbers = {"probabilities": [{"target_new_before": 0.01, "target_new_after": 0.987}]}
     edit.save(tmp_path / "edit")
     assert main(["edits", "show", str(tmp_path / "edit"), "--json", str(tmp_path / "t.json")]) == 0
-    out = capsys.readouterr().out
-    for part in ("rome", "ab cde lives in → xy", "0.010 → 0.987", "model.layers.1.mlp.down_proj",
-                 "rank 1", "%"):
-        assert part in out
     row, = json.loads((tmp_path / "t.json").read_text())
     module = row["modules"]["model.layers.1.mlp.down_proj"]
     model, _ = rm.load(saved_model[0], dtype="stored")
     assert module["norm_change"] == pytest.approx(
         edit.norm_change(model)["model.layers.1.mlp.down_proj"], rel=1e-5)
+    out = capsys.readouterr().out
+    for part in ("rome at layer 1, of model", "ab cde lives in → xy", "0.010 → 0.987"):
+        assert part in out
+    line, = (line for line in out.splitlines() if "down_proj" in line)
+    assert line.split() == ["model.layers.1.mlp.down_proj", "1", f"{module['norm_change']:.1%}"]
+
+
+def test_show_is_a_table_of_80_columns_whatever_the_edit_holds(saved_model, tmp_path, capsys):
+    edit = make_edit(saved_model[0], 1, 0)
+    edit.requests = [rm.EditRequest("of all the {} " + "that are there " * 3, f"\x1b[2Js{i}",
+                                    "x" * 40) for i in range(25)]
+    edit.model = {"path": "somewhere/" + "deep" * 40, "dtype": "4-bit"}
+    edit.numbers = {"checks": [{"probabilities": [{"target_new_before": "\x1b",
+                                                   "target_new_after": None}]}] * 25}
+    edit.save(tmp_path / "edit")
+    assert main(["edits", "show", str(tmp_path / "edit")]) == 0
+    out = capsys.readouterr().out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "\x1b" not in out and "15 more facts" in out
 
 
 def test_stack_saves_one_edit_that_does_both(tmp_path):

@@ -207,7 +207,7 @@ def test_alphaedit_protects_the_keys_of_edits_applied_or_loaded(tmp_path):
 
     with first.applied(model):
         known = edited(model, rm.alphaedit, REQUESTS[1:])
-        again = edited(model, rm.alphaedit, REQUESTS[1:], earlier=[first])
+        again = edited(model, rm.alphaedit, REQUESTS[1:], earlier=[first, loaded])
     stranger = dataclasses.replace(first, keys={})  # as if the adapter came with the model
     with stranger.applied(model):
         named = edited(model, rm.alphaedit, REQUESTS[1:], earlier=[loaded])

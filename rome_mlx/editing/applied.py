@@ -6,6 +6,7 @@ is the original array itself. A quantized weight is never touched: a side adapte
 """
 
 from dataclasses import dataclass, field
+from itertools import count
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +17,8 @@ from ..errors import RomeError
 from ..hooks import find_module
 from ..loading import is_quantized, weight_shape
 
+_clock = count()  # in what order edits were applied, over all weights
+
 
 @dataclass
 class Applied:
@@ -23,34 +26,32 @@ class Applied:
 
     original: nn.Module
     weight: mx.array
-    edits: list = field(default_factory=list)  # (edit, LowRank)
+    edits: list = field(default_factory=list)  # (edit, LowRank, when it was applied)
 
 
 def add(model, path: str, edit, delta) -> None:
     record = _record(model, path)
-    record.edits.append((edit, delta))
+    record.edits.append((edit, delta, next(_clock)))
     _write(model, path, record)
 
 
 def remove(model, path: str, edit) -> None:
     record = _record(model, path)
-    record.edits = [(e, d) for e, d in record.edits if e is not edit]
+    record.edits = [entry for entry in record.edits if entry[0] is not edit]
     _write(model, path, record)
 
 
 def contains(model, path: str, edit) -> bool:
     record = getattr(holder(model, path)[2], "_rome_applied", None)
-    return record is not None and any(e is edit for e, _ in record.edits)
+    return record is not None and any(e is edit for e, *_ in record.edits)
 
 
 def edits_of(model) -> list:
     """The edits applied to a model, in the order they were applied."""
-    found = []
-    for _, module in model.named_modules():
-        for edit, _ in getattr(module, "_rome_applied", Applied(None, None)).edits:
-            if not any(edit is e for e in found):
-                found.append(edit)
-    return found
+    records = (getattr(module, "_rome_applied", None) for _, module in model.named_modules())
+    entries = [entry for record in records if record is not None for entry in record.edits]
+    entries.sort(key=lambda entry: entry[2])
+    return list({id(edit): edit for edit, *_ in entries}.values())
 
 
 def linear_shape(model, path: str) -> tuple[int, int]:
@@ -86,7 +87,7 @@ def _write(model, path: str, record: Applied) -> None:
         module = _adapted(module, record) if record.edits else module
         parent[name] = module
     elif record.edits:
-        a, b = (np.concatenate([getattr(d, x) for _, d in record.edits], axis)
+        a, b = (np.concatenate([getattr(d, x) for _, d, _ in record.edits], axis)
                 for x, axis in (("a", 1), ("b", 0)))
         delta = mx.array((a @ b).T, dtype=mx.float32)
         module.weight = (record.weight.astype(mx.float32) + delta).astype(record.weight.dtype)
@@ -101,11 +102,11 @@ def _write(model, path: str, record: Applied) -> None:
 
 def _adapted(module: nn.Module, record: Applied) -> LoRALinear:
     """mlx-lm's own LoRA layer around a quantized module, with every applied edit in it."""
-    rank = sum(d.rank for _, d in record.edits)
+    rank = sum(d.rank for _, d, _ in record.edits)
     out, into = weight_shape(module)
     side = LoRALinear(into, out, r=rank, scale=1.0)
     side.linear = module
-    side.lora_a = mx.array(np.concatenate([d.a for _, d in record.edits], 1), dtype=mx.float32)
-    side.lora_b = mx.array(np.concatenate([d.b for _, d in record.edits], 0), dtype=mx.float32)
+    side.lora_a = mx.array(np.concatenate([d.a for _, d, _ in record.edits], 1), dtype=mx.float32)
+    side.lora_b = mx.array(np.concatenate([d.b for _, d, _ in record.edits], 0), dtype=mx.float32)
     side.eval()
     return side
