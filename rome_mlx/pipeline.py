@@ -1,6 +1,7 @@
 """Locate the layer that decides a fact, edit it, verify: the whole way in one call."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -94,7 +95,8 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     where = layers_up_to(method, choice.layer, hyperparameters)
     if method not in WITHOUT_MOMENTS:
         moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
-                                 moments, seed=seed, progress=progress is not None)
+                                 moments, seed=seed,
+                                 progress=progress is not None and sys.stderr.isatty())
     edit = edit_with(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
                      moments=moments, seed=seed, hyperparameters=hyperparameters,
                      context_templates=context_templates,

@@ -92,7 +92,8 @@ def run(args) -> int:
 def _edit(model, tokenizer, cases, args, hp) -> list:
     from ..pipeline import locate_then_edit_all
 
-    story = Story(cases[0][0])
+    story = Story(cases[0][0], hp.v_num_grad_steps if hasattr(hp, "v_num_grad_steps")
+                  else hp.steps + 1)
     found = locate_then_edit_all(
         model, tokenizer, cases, layer=args.layer, method=args.method, moments=args.moments,
         hyperparameters=hp, seed=args.seed, progress=story.tell)
