@@ -74,6 +74,9 @@ class Story:
         change = max(check.norm_change.values())
         print(f"Weight changed by {100 * change:.2f} % of its norm; the model itself is as it "
               "was.")
+        if check.side_effects is not None:
+            print("On text about other things {first_choice_changed:.1f} % of next words change, "
+                  "KL {kl:.4f}.".format(**check.side_effects))
 
 
 def _arrow(before: float, after: float) -> str:
