@@ -1,4 +1,4 @@
-"""JSON files: read as JSON or JSONL, written whole or not at all."""
+"""Text and JSON files, written whole or not at all; JSONL is read too."""
 
 import json
 import os
@@ -10,19 +10,25 @@ from .errors import RomeError
 
 def write_json(path: str | Path | None, value) -> None:
     """Write a JSON file whole or not at all; nothing where path is None."""
-    if path is None:
-        return
-    target = Path(path).absolute()
+    if path is not None:
+        write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises RomeError where that cannot be."""
+    target, temporary = Path(path).absolute(), None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except OSError as error:
-        raise RomeError(f"cannot write {str(path)!r}: {error.strerror}; "
+        raise RomeError(f"cannot write {str(path)!r}: {error.strerror}; free some space or "
                         "choose another file") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def read_json(path: str | Path):

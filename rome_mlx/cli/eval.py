@@ -5,6 +5,7 @@ stopped goes on where it was.
 """
 
 import sys
+from pathlib import Path
 
 from .common import (
     add_model_arguments,
@@ -12,6 +13,7 @@ from .common import (
     given_hyperparameters,
     load_model,
     positive,
+    read_json,
     write_json,
 )
 
@@ -34,6 +36,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--where", metavar="relation=P36", help="only cases of one relation")
     parser.add_argument("--output", required=True, metavar="DIR",
                         help="one file a case; where it resumes")
+    parser.add_argument("--report", metavar="FILE.html", help="write a page of the measures")
     parser.add_argument("--json", metavar="FILE", help="write the summary")
     add_model_arguments(parser)
 
@@ -44,6 +47,7 @@ def run(args) -> int:
     from ..errors import RomeError
     from ..evaluation.counterfact import read_counterfact
     from ..evaluation.run import evaluate
+    from ..loading import describe
 
     hp = None
     if args.method != "none":
@@ -54,13 +58,27 @@ def run(args) -> int:
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
     cases = read_counterfact(args.data, args.limit, relation or None)
     check_file(args.json)
+    check_file(args.report)
     model, tokenizer = load_model(args)
     summary = evaluate(model, tokenizer, cases, output=args.output, layer=args.layer,
                        method=args.method, hyperparameters=hp, moments=args.moments,
                        seed=args.seed, progress=sys.stderr.isatty())
     show(summary)
     write_json(args.json, summary)
+    if args.report is not None:
+        _report(args, summary, describe(model, tokenizer), cases)
     return 0
+
+
+def _report(args, summary: dict, model: dict, cases) -> None:
+    from ..report import benchmark_report
+
+    settings = {"model": model["path"], "computed in": model["dtype"],
+                **{name: value for name in ("benchmark", "data", "method", "layer", "moments",
+                                            "hyperparameters", "limit", "seed", "output")
+                   if (value := getattr(args, name, None)) is not None}}
+    benchmark_report(summary, args.report, settings=settings, cases=[
+        read_json(Path(args.output) / f"case_{case.case_id}.json") for case in cases])
 
 
 def show(summary: dict) -> None:

@@ -6,10 +6,11 @@ goes on where it was; under mlx.launch the ranks share the facts out.
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 from .common import add_model_arguments, check_file, load_model, positive, write_json
-from .trace import add_corruption_arguments
+from .trace import add_corruption_arguments, noise_seed
 
 _CALIBRATION = 60  # subjects that a file needs to set the noise level by itself
 
@@ -44,8 +45,8 @@ def run(args) -> int:
     model, tokenizer = load_model(args)
     effects = average_effects(
         model, tokenizer, facts[:args.limit], args.kinds, samples=args.samples,
-        noise=args.noise, window=args.window, replace=args.replace, noise_seed=args.noise_seed,
-        token_range=args.token_range, output=args.output, progress=True,
+        noise=args.noise, window=args.window, replace=args.replace, noise_seed=noise_seed(args),
+        token_range=args.token_range, output=args.output, progress=sys.stderr.isatty(),
         subjects=subjects if len(subjects) >= _CALIBRATION else None)
     if mx.distributed.init().rank() == 0:
         show(effects)
@@ -84,7 +85,8 @@ def _command(args) -> str:
     """The command that makes the same numbers."""
     words = ["rome-mlx", "locate", "--facts", Path(args.facts).name, "--kinds",
              ",".join(args.kinds)]
-    for flag in ("limit", "token_range", "window", "samples", "noise", "noise_seed", "model"):
+    for flag in ("limit", "token_range", "window", "samples", "noise", "noise_seed", "seed",
+                 "model"):
         if (value := getattr(args, flag)) is not None:
             words += ["--" + flag.replace("_", "-"), str(value)]
     return shlex.join([*words, *(["--replace"] if args.replace else [])])

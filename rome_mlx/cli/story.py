@@ -1,6 +1,7 @@
 """What `rome-mlx edit` tells a person: at most 40 lines of 80 columns."""
 
 import sys
+import time
 from textwrap import fill
 
 _WIDTH = 79
@@ -9,20 +10,19 @@ _WIDTH = 79
 class Story:
     """Printed as the work goes on; progress goes to stderr on a terminal."""
 
-    def __init__(self, request):
-        self.request = request
+    def __init__(self, request, steps: int):
+        """steps: the most that the optimisation takes."""
+        self.request, self.steps, self.began = request, steps, 0.0
 
     def tell(self, stage: str, found: dict) -> None:
         """The stages of `locate_then_edit`."""
         if stage == "trace":
             self._located(**found)
         elif stage == "step" and sys.stderr.isatty():
-            print(f"\r  step {found['step']:>2}: loss {found['total']:.3f}, "
-                  f"P({self.request.target_new}) {found['probability']:.3f} ",
-                  end="", file=sys.stderr, flush=True)
+            self._step(**found)
         elif stage == "edit":
             if sys.stderr.isatty():
-                print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+                print("\r" + " " * _WIDTH + "\r", end="", file=sys.stderr)
             self._edited(found["edit"])
 
     def _located(self, trace, choice) -> None:
@@ -35,6 +35,15 @@ class Story:
         print(f"  What {trace.window} MLPs around each layer bring back at "
               f"{trace.tokens[trace.subject_range[1] - 1].strip()!r}:")
         print(f"  0 {_sparkline(row)} {len(row) - 1}   (highest {row.max():.3f})")
+
+    def _step(self, step, total, probability, **_) -> None:
+        if step == 0:
+            self.began = time.monotonic()
+        left = (time.monotonic() - self.began) / max(1, step) * (self.steps - 1 - step)
+        line = (f"  step {step:>2}: loss {total:.3f}, "
+                f"{_short(f'P({self.request.target_new.strip()})', 30)} {probability:.3f}, "
+                f"{f'at most {left:.0f} s left' if step else '':24}")
+        print("\r" + line, end="", file=sys.stderr, flush=True)
 
     def _edited(self, edit) -> None:
         first, last = edit.losses[0], edit.losses[-1]
@@ -65,6 +74,9 @@ class Story:
         change = max(check.norm_change.values())
         print(f"Weight changed by {100 * change:.2f} % of its norm; the model itself is as it "
               "was.")
+        if check.side_effects is not None:
+            print("On text about other things {first_choice_changed:.1f} % of next words change, "
+                  "KL {kl:.4f}.".format(**check.side_effects))
 
 
 def _arrow(before: float, after: float) -> str:
@@ -77,7 +89,7 @@ def _peak(trace) -> str:
 
 
 def _short(text: str, width: int) -> str:
-    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

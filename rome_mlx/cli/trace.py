@@ -5,7 +5,15 @@ and see how much of the answer returns.
       --kind mlp --plot trace.png
 """
 
-from .common import add_model_arguments, check_file, load_model, noise_rule, positive, write_json
+from .common import (
+    add_model_arguments,
+    check_file,
+    load_model,
+    noise_rule,
+    positive,
+    seed,
+    write_json,
+)
 
 
 def add_arguments(parser) -> None:
@@ -31,7 +39,12 @@ def add_corruption_arguments(parser) -> None:
                         help="s3, 0.35, u0.35, m or t5 (default s3)")
     parser.add_argument("--replace", action="store_true",
                         help="put the noise in place of the embedding")
-    parser.add_argument("--noise-seed", type=int, default=1)
+    parser.add_argument("--noise-seed", type=seed, metavar="SEED",
+                        help="of the noise alone (default: 1 + --seed)")
+
+
+def noise_seed(args) -> int:
+    return 1 + args.seed if args.noise_seed is None else args.noise_seed
 
 
 def run(args) -> int:
@@ -46,7 +59,7 @@ def run(args) -> int:
     result = trace(model, tokenizer, fact, kind=args.kind, samples=args.samples,
                    noise=args.noise, window=args.window, severed=args.severed,
                    token_range=args.token_range, replace=args.replace,
-                   noise_seed=args.noise_seed)
+                   noise_seed=noise_seed(args))
     show(result)
     write_json(args.json, result.to_json())
     if args.plot:

@@ -1,0 +1,142 @@
+"""Say what rome-mlx would work with here: device, BLAS, model, moments; what is missing, with the
+command that mends it. Status 0 when nothing is missing, else 1.
+
+  rome-mlx doctor
+  rome-mlx doctor --model mlx-community/Llama-3.2-1B-4bit
+"""
+
+import os
+import platform
+import shlex
+import tempfile
+import time
+
+from ..errors import RomeError
+from .common import add_model_arguments, check_file, load_model, write_json
+
+_SIZE = 1024  # of the matrices that are multiplied to see how fast the device is
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write what was found")
+    add_model_arguments(parser)
+
+
+def run(args) -> int:
+    check_file(args.json)
+    found, missing = {"versions": _versions()}, []
+    for look in (_device, _cache, _model):
+        look(found, missing, args)
+    for name, value in found.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"{name:9} {line}")
+            name = ""
+    for what, command in missing:
+        print(f"\nMissing   {what}\n  {command}")
+    if not missing:
+        print("\nNothing is missing.")
+    write_json(args.json, {**found, "missing": [
+        {"what": what, "command": command} for what, command in missing]})
+    return 1 if missing else 0
+
+
+def _versions() -> str:
+    from ..editing.edit import versions
+
+    return (", ".join(f"{name} {number}" for name, number in versions().items())
+            + f", {platform.system()} {platform.machine()}")
+
+
+def _device(found: dict, missing: list, args) -> None:
+    import mlx.core as mx
+
+    from .. import blas
+
+    gpu = mx.default_device() == mx.gpu
+    name = mx.device_info().get("device_name", "")
+    a = mx.random.normal((_SIZE, _SIZE))
+    mx.eval(a @ a)
+    began = time.perf_counter()
+    mx.eval(a @ a)
+    speed = 2e-9 * _SIZE**3 / (time.perf_counter() - began)
+    found["device"] = f"{'GPU' if gpu else 'CPU'} {name}, {speed:.0f} GFLOP/s in float32"
+    found["dtype"] = ("as stored" if gpu else "float32") + " unless --dtype says otherwise"
+    if gpu:
+        return
+    found["BLAS"] = [blas.status(), *_threads()]
+    if platform.system() == "Linux" and blas.loaded is None:
+        missing.append(("a fast BLAS: without one, matrix products are about 30 times slower",
+                        "unset ROME_MLX_BLAS" if os.environ.get("ROME_MLX_BLAS") == "0"
+                        else "pip install cmeel-openblas"))
+
+
+def _threads() -> list[str]:
+    """What OpenBLAS's threads do, where it is OpenBLAS."""
+    if platform.system() != "Linux":
+        return []
+    processors = len(os.sched_getaffinity(0))
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", str(processors))
+    lines = [f"threads: {threads}, on {processors} processors"]
+    if threads != "1":
+        lines.append("several processes at once: set OPENBLAS_NUM_THREADS=1 in each, or they "
+                     "slow one another down, twenty times on two cores")
+    return lines
+
+
+def _cache(found: dict, missing: list, args) -> None:
+    from ..data_files import cache_directory
+
+    path = cache_directory()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        found["cache"] = f"{path}, {size / 1e6:.0f} MB"
+    except OSError as error:
+        found["cache"] = f"{path} ({error.strerror})"
+        missing.append(("a cache that can be written", "export ROME_MLX_CACHE=DIRECTORY"))
+
+
+def _model(found: dict, missing: list, args) -> None:
+    from ..loading import INSTALL_DEFAULT, describe
+
+    try:
+        model, tokenizer = load_model(args)
+    except (RomeError, OSError) as error:
+        found["model"] = str(error)
+        missing.append(("the model", INSTALL_DEFAULT if "not installed" in str(error) else
+                        "rome-mlx doctor --model DIRECTORY, a .gguf file or a hub id"))
+        return
+    from ..decoder import Decoder
+
+    decoder = Decoder(model)
+    about = describe(model, tokenizer)
+    layers = len(decoder.layers)
+    found["model"] = [str(about["path"]),
+                      f"{about['type']}, {layers} layers of {decoder.dim}, {about['dtype']}"]
+    _moments(found, missing, args, decoder, tokenizer)
+
+
+def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
+    from ..moments import store
+    from ..moments.estimator import about_layer
+    from ..pipeline import stored_profile
+
+    lines, layers = [], range(len(decoder.layers))
+    for layer in layers:
+        path = store.find(about_layer(decoder, tokenizer, layer))
+        if path is not None:
+            about = store.read_about(path)
+            lines.append(f"layer {layer}: {about['count']:,} tokens of {about['corpus']}")
+    profile = stored_profile(decoder)
+    layer = profile["decisive_layer"] if profile else round(0.15 * len(layers))
+    model = f" --model {shlex.quote(args.model)}" if args.model else ""
+    found["moments"] = lines or ["none yet"]
+    found["profile"] = (f"layer {layer} decides, averaged over {profile['facts_used']} facts"
+                        if profile else f"none: layer {layer}, at 15 % of the depth, where a "
+                        "fact's own trace is not clear")
+    if not lines:
+        missing.append(("second moments; rome-mlx edit makes them by itself, in some minutes",
+                        f"rome-mlx moments --layers {layer} --corpus wikipedia --tokens 100000 "
+                        f"--output moments{model}"))

@@ -1,0 +1,63 @@
+"""The page of a benchmark run: every measure beside the unedited model's, and the cases lost."""
+
+from html import escape
+
+from .page import bar, definitions, numbers, page, paragraph, section, table
+
+#: measure -> words; measures that are not here come after these, under their own names
+_WORDS = {
+    "score": "S: harmonic mean of ES, PS and NS", "rewrite_success": "ES: rewrites that hold",
+    "paraphrase_success": "PS: paraphrases that follow",
+    "neighborhood_success": "NS: neighbours that stay",
+    "neighborhood_known_success": "NS over neighbours known before",
+    "rewrite_magnitude": "EM: rewrite magnitude", "paraphrase_magnitude": "PM: paraphrases",
+    "neighborhood_magnitude": "NM: neighbours", "rewrite_acc": "rewrite accuracy",
+    "paraphrase_acc": "paraphrase accuracy", "neighborhood_acc": "neighbour accuracy",
+}
+_LISTED = 30
+
+
+def benchmark_page(summary: dict, settings: dict, cases: list[dict]) -> str:
+    """The HTML page of a summary as `evaluate` returns it."""
+    found = {name: value for name, value in summary.items()
+             if isinstance(value, dict) and "mean" in value}
+    names = [*(n for n in _WORDS if n in found), *(n for n in found if n not in _WORDS)]
+    unedited = summary.get("unedited", {})
+    rows = [[_WORDS.get(name, name.replace("_", " ")), _cell(found[name], "new"),
+             _cell(unedited[name], "true") if name in unedited else ""] for name in names]
+    head = [(_WORDS[n].split(":")[0], f"{found[n]['mean']:.1f}")
+            for n in ("score", "rewrite_success", "paraphrase_success", "neighborhood_success")
+            if n in found]
+    title = f"{summary['method']}, {summary['cases']} cases"
+    body = [f"<h1>{escape(title)}</h1>", numbers(head),
+            section("Measures", paragraph("Means over cases with 95 % bootstrap intervals. Bars "
+                                          "end at 100.", "soft small"),
+                    table(["", "Edited", "Unedited"], rows)), *_lost(cases),
+            section("Made with", definitions(settings.items()))]
+    return page(title, body)
+
+
+def _cell(measure: dict, classes: str) -> str:
+    low, high = measure["ci95"]
+    return (bar(measure["mean"], 100, classes, 1)
+            + f'<span class="soft small">{low:.1f} to {high:.1f}</span>')
+
+
+def _lost(cases: list[dict]) -> list[str]:
+    """The rewrites that were not written, the clearest failures first."""
+    lost = []
+    for case in cases:
+        for scores in case["post"].get("rewrite", ()):
+            if (margin := scores.get("target_true", 1.0) - scores.get("target_new", 0.0)) <= 0:
+                lost.append((margin, case))
+    if not cases:
+        return []
+    lost.sort(key=lambda pair: pair[0])
+    rows = [[str(case["case_id"]), escape(case["request"]["prompt"].replace(
+        "{}", case["request"]["subject"])), escape(case["request"]["target_new"].strip()),
+        escape((case["request"].get("target_true") or "").strip()), f"{margin:.2f}"]
+        for margin, case in lost[:_LISTED]]
+    words = (f"{len(lost)} of {len(cases)} rewrites were not written; NLL of the old answer minus "
+             "that of the new one." if lost else "Every rewrite was written.")
+    return [section("What was not written", paragraph(words),
+                    *([table(["Case", "Prompt", "New", "Old", "Margin"], rows)] if rows else []))]

@@ -1,0 +1,114 @@
+"""The report is one page that fetches nothing, escapes everything, and fits a phone."""
+
+import html
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from mlx.utils import tree_flatten
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.report import benchmark_report
+from rome_mlx.report.page import changed
+
+NASTY = "<script>alert('&')</script>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(path of a tiny model's report, the result)"""
+    model = tiny_model("llama")
+    result = rm.locate_then_edit(
+        model, FakeTokenizer(), rm.EditRequest("ab {} lives in", "cd<b>e", "xy"), layer=1,
+        moments={1: np.eye(48)}, context_templates=["{}"], samples=2,
+        paraphrases=[NASTY], neighbors=["ab fgh lives in"])
+    before = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
+    path = result.report(tmp_path_factory.mktemp("report") / "report.html")
+    after = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
+    assert all(np.array_equal(before[k], after[k]) for k in before)
+    return path, result
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    measure = {"mean": 87.5, "ci95": [80.0, 95.0]}
+    cases = [{"case_id": i, "request": {"prompt": "{} is", "subject": NASTY, "target_new": "a",
+                                        "target_true": "b"},
+              "post": {"rewrite": [{"target_new": float(i), "target_true": 1.5}]}}
+             for i in range(4)]
+    return benchmark_report(
+        {"method": "rome", "cases": 4, "score": measure, "rewrite_success": measure,
+         "something_new": measure, "ceiling_share": None, "unedited": {"score": measure}},
+        tmp_path_factory.mktemp("benchmark") / "report.html", settings={"data": NASTY},
+        cases=cases)
+
+
+def test_the_page_tells_the_whole_story(written):
+    text = written[0].read_text("utf-8")
+    for title in ("Where the fact is", "Layer 1", "Finding the new value", "Before and after",
+                  "What the model says", "Traced again", "Side effects", "Apply and undo",
+                  "Provenance"):
+        assert f"<h2>{title}</h2>" in text
+    assert text.count('<svg class="map') == 3
+    for name in ("mlx-lm", "v_num_grad_steps", "ab fgh lives in"):
+        assert name in text
+    rewrite = written[1].verification.prompts[0]
+    assert f"{rewrite.target_new_after:.3f}" in text
+
+
+@pytest.mark.parametrize("which", ["written", "benchmark"])
+def test_texts_are_escaped_and_nothing_is_fetched(which, request):
+    path = request.getfixturevalue(which)
+    text = (path[0] if which == "written" else path).read_text("utf-8")
+    assert NASTY not in text and html.escape(NASTY) in text and "<b>e" not in text
+    assert "<script" not in text and "default-src 'none'" in text
+    assert not re.search(r"""(src|href)\s*=|@import|url\(""", text)
+
+
+def test_a_benchmark_shows_measures_it_has_never_heard_of_and_what_was_lost(benchmark):
+    text = benchmark.read_text("utf-8")
+    assert "something new" in text and "80.0 to 95.0" in text
+    assert "2 of 4 rewrites were not written" in text
+
+
+def test_changed_words_are_marked():
+    assert changed("Paris, France. It is", "Rome, Italy. It is") == (
+        "<del>Paris, France.</del> It is", "<ins>Rome, Italy.</ins> It is")
+    assert changed("a <b>", "a <b>") == ("a &lt;b&gt;", "a &lt;b&gt;")
+    assert changed("", "new") == ("", "<ins>new</ins>")
+
+
+def test_a_report_that_cannot_be_written_is_refused(written, tmp_path):
+    with pytest.raises(rm.RomeError, match="does not exist"):
+        written[1].report(tmp_path / "no" / "report.html")
+    with pytest.raises(rm.RomeError, match="cannot write"):
+        written[1].report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("which", ["written", "benchmark"])
+def test_a_browser_shows_it_without_scrolling_sideways(which, width, request, tmp_path):
+    path = request.getfixturevalue(which)
+    (tmp_path / "report.html").write_bytes(
+        (path[0] if which == "written" else path).read_bytes())
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="report.html" width="{width}" height="900" style="border:0"></iframe>'
+        "<script>onload = () => { const page = frames[0].document;"
+        "const root = page.documentElement, boxes = [...page.querySelectorAll('h2, svg')];"
+        "document.title = [root.scrollWidth, root.clientWidth, boxes.length,"
+        "boxes.every(box => box.getBoundingClientRect().width > 50)].join(' ') }</script>")
+    dom = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{tmp_path / 'frame.html'}"],
+        capture_output=True, text=True, timeout=120, check=True).stdout
+    scroll, client, boxes, seen = re.search(r"<title>(.*?)</title>", dom)[1].split()
+    assert width - 20 <= int(client) <= width  # less the bar that scrolls down
+    assert int(scroll) <= int(client)
+    assert int(boxes) >= (14 if which == "written" else 3) and seen == "true"
