@@ -142,10 +142,15 @@ def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
         return LayerChoice(profile["decisive_layer"], "profile",
                            f"{subject} is not clear ({decision.reason}); averaged over "
                            f"{profile['facts_used']} facts this layer decides")
-    layer = round(len(decoder.layers) * 0.15)
-    return LayerChoice(layer, "preset", f"{subject} is not clear ({decision.reason}) and "
-                       "there is no profile of this model: the layer at 15 % of the depth; "
-                       "rome-mlx locate makes a profile")
+    return LayerChoice(usual_layer(decoder), "preset",
+                       f"{subject} is not clear ({decision.reason}) and there is no profile of "
+                       "this model: the layer at 15 % of the depth; rome-mlx locate makes a profile")
+
+
+def usual_layer(decoder: Decoder) -> int:
+    """The layer that decides on average in this model, or else the one at 15 % of the depth."""
+    profile = stored_profile(decoder)
+    return round(len(decoder.layers) * 0.15) if profile is None else profile["decisive_layer"]
 
 
 def stored_profile(decoder: Decoder) -> dict | None:

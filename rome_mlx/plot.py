@@ -45,7 +45,7 @@ def plot_traces(traces: Sequence, path: str | Path) -> Path:
     text = traces[0].prompt.replace("{}", traces[0].subject)
     letters = int(14 * panel * len(traces)) - len(answer) - 4
     figure.suptitle(f"{_shortened(text, letters)} → {answer}", fontsize=9, parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_map(figure, axes, trace, low: float, high: float) -> None:
@@ -82,7 +82,7 @@ def plot_average(effects, path: str | Path) -> Path:
                   fontsize=8, frameon=False)
     figure.suptitle(f"{effects.facts_used} facts, average total effect {effects.ate.mean:.3f}, "
                     "bands: 95 % intervals", fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_line(axes, effect, color: str, style: str, label: str) -> None:
@@ -117,7 +117,7 @@ def plot_severed(intact, severed: Sequence, path: str | Path) -> Path:
     axes.set_title(_shortened(intact.prompt.replace("{}", intact.subject), 90), fontsize=9,
                    parse_math=False)
     axes.legend(fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def subject_last_effect(trace) -> np.ndarray:
@@ -138,7 +138,7 @@ def plot_recovery(recovery: dict[int, float], path: str | Path, *, title: str = 
     axes.set_xlabel("layer")
     axes.set_ylabel(label)
     axes.set_title(_shortened(title, 90), fontsize=9, parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _title(trace) -> str:
@@ -163,7 +163,7 @@ def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else "…" + text[1 - length:]
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise RomeError(f"cannot write {str(path)!r}: its directory does not exist; make it first")

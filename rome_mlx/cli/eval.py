@@ -1,7 +1,9 @@
-"""Measure a method on CounterFact: efficacy, generalization and specificity. A run that is
-stopped goes on where it was.
+"""Measure a method on CounterFact or zsRE: efficacy, generalization and specificity. A run that is
+stopped goes on where it was; under mlx.launch the ranks share the cases out.
 
-  rome-mlx eval counterfact --data counterfact.json --layer 5 --limit 20 --output runs/rome
+  rome-mlx eval counterfact --method rome --limit 20 --output runs/rome
+  rome-mlx eval zsre --data zsre.json --method memit --batch 10 --output runs/memit-zsre
+  rome-mlx eval compare runs/rome runs/memit --plot methods.png
 """
 
 import sys
@@ -16,24 +18,49 @@ from .common import (
     read_json,
     write_json,
 )
-
-_ROWS = (("score", "S"), ("rewrite_success", "ES"), ("paraphrase_success", "PS"),
-         ("neighborhood_success", "NS"), ("neighborhood_known_success", "NS known"),
-         ("rewrite_magnitude", "EM"), ("paraphrase_magnitude", "PM"),
-         ("neighborhood_magnitude", "NM"))
+from .edit import layer_choice
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("benchmark", choices=("counterfact",))
-    parser.add_argument("--data", required=True, metavar="FILE", help="CounterFact records, JSON")
+    actions = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    counterfact = actions.add_parser("counterfact", help="ROME's benchmark of counterfactual facts")
+    counterfact.add_argument("--data", metavar="FILE|HUB",
+                             help="CounterFact, MultiCounterFact or EasyEdit's variant: a JSON "
+                                  "file or a hub data set (default: our own records)")
+    zsre = actions.add_parser("zsre", help="question answering, in MEND's format")
+    zsre.add_argument("--data", metavar="FILE|HUB", required=True,
+                      help="a JSON file or a hub data set")
+    for command in (counterfact, zsre):
+        _add_run_arguments(command)
+    compare = actions.add_parser("compare", help="several runs in one table")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs")
+    for name, what in (("markdown", "the table as Markdown"), ("latex", "the table as LaTeX"),
+                       ("plot", "draw S and its parts"), ("json", "write the summaries")):
+        compare.add_argument(f"--{name}", metavar="FILE", help=what)
+
+
+def _add_run_arguments(parser) -> None:
     parser.add_argument("--method", default="rome",
                         help="an editing method, or none for the unedited model (default rome)")
-    parser.add_argument("--layer", type=int, default=5, help="(default 5)")
+    parser.add_argument("--layer", type=layer_choice, default="auto",
+                        help="a number, or auto: the one that decides in this model, or the "
+                             "preset's for fine-tuning (default)")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE")
     parser.add_argument("--moments", metavar="DIR",
                         help="as rome-mlx moments wrote them (default: shipped or cached)")
+    parser.add_argument("--sequential", type=positive, default=1, metavar="N",
+                        help="N edits follow one another before their cases are measured")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N",
+                        help="N cases are written by one edit")
     parser.add_argument("--limit", type=positive, help="only the first so many cases")
     parser.add_argument("--where", metavar="relation=P36", help="only cases of one relation")
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="name bad records and go on without them (default: refuse)")
+    parser.add_argument("--generations", type=int, default=0, metavar="N",
+                        help="measure free text (GE, RS) for the first N cases (default 0)")
+    parser.add_argument("--references", metavar="DIR",
+                        help="the authors' attribute_snippets.json, idf.npy and tfidf_vocab.json, "
+                             "for RS")
     parser.add_argument("--output", required=True, metavar="DIR",
                         help="one file a case; where it resumes")
     parser.add_argument("--report", metavar="FILE.html", help="write a page of the measures")
@@ -42,11 +69,17 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    return _compare(args) if args.benchmark == "compare" else _run(args)
+
+
+def _run(args) -> int:
     from ..editing.hyperparameters import hyperparameters
     from ..editing.methods import method
     from ..errors import RomeError
     from ..evaluation.counterfact import read_counterfact
+    from ..evaluation.generation import References
     from ..evaluation.run import evaluate
+    from ..evaluation.zsre import read_zsre
     from ..loading import describe
 
     hp = None
@@ -56,17 +89,27 @@ def run(args) -> int:
     name, _, relation = (args.where or "relation=").partition("=")
     if name != "relation" or (args.where and not relation):
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
-    cases = read_counterfact(args.data, args.limit, relation or None)
+    read = read_counterfact if args.benchmark == "counterfact" else read_zsre
+    skipped = [] if args.skip_bad else None
+    cases = read(args.data, args.limit, relation or None, skipped)
+    for bad in skipped or ():
+        print(f"rome-mlx: record {bad['record']} left out: {bad['reason']}", file=sys.stderr)
+    references = References(args.references) if args.references else None
     check_file(args.json)
     check_file(args.report)
+    import mlx.core as mx
+
     model, tokenizer = load_model(args)
-    summary = evaluate(model, tokenizer, cases, output=args.output, layer=args.layer,
-                       method=args.method, hyperparameters=hp, moments=args.moments,
-                       seed=args.seed, progress=sys.stderr.isatty())
-    show(summary)
-    write_json(args.json, summary)
-    if args.report is not None:
-        _report(args, summary, describe(model, tokenizer), cases)
+    summary = evaluate(
+        model, tokenizer, cases, output=args.output, layer=args.layer, method=args.method,
+        hyperparameters=hp, moments=args.moments, seed=args.seed, sequential=args.sequential,
+        batch=args.batch, generations=args.generations, references=references,
+        progress=sys.stderr.isatty())
+    if mx.distributed.init().rank() == 0:
+        show(summary)
+        write_json(args.json, summary | ({} if skipped is None else {"skipped": skipped}))
+        if args.report is not None:
+            _report(args, summary, describe(model, tokenizer), cases)
     return 0
 
 
@@ -82,15 +125,37 @@ def _report(args, summary: dict, model: dict, cases) -> None:
 
 
 def show(summary: dict) -> None:
+    """Print every measure, edited and unedited."""
+    from ..evaluation.compare import MEASURES
+
     print(f"{summary['method']}, {summary['cases']} cases{'':12}edited{'':16}unedited")
-    for name, label in _ROWS:
+    for name, label in MEASURES.items():
         if name in summary:
-            print(f"  {label:>9}  {_cell(summary[name])}  {_cell(summary['unedited'][name])}")
+            print(f"  {label:>9}  {_cell(summary[name])}  {_cell(summary['unedited'].get(name))}")
     if summary["ceiling_share"] is not None:
         print(f"  S is {summary['ceiling_share']:.1f} % of the ceiling: 100, 100 and the unedited "
               "NS")
 
 
-def _cell(measure: dict) -> str:
+def _cell(measure: dict | None) -> str:
+    if measure is None:
+        return ""
     low, high = measure["ci95"]
     return f"{measure['mean']:6.1f} [{low:6.1f}, {high:6.1f}]"
+
+
+def _compare(args) -> int:
+    from ..evaluation.compare import latex, markdown, plot, read_run, terminal
+
+    for path in (args.markdown, args.latex, args.plot, args.json):
+        check_file(path)
+    runs = [read_run(path) for path in args.runs]
+    print(terminal(runs))
+    for path, table in ((args.markdown, markdown), (args.latex, latex)):
+        if path:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(table(runs) + "\n")
+    if args.plot:
+        plot(runs, args.plot)
+    write_json(args.json, runs)
+    return 0

@@ -1,56 +1,75 @@
-"""CounterFact records, in the authors' format."""
+"""CounterFact records: the authors' format, which is MultiCounterFact's too, and EasyEdit's."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data_files import data_path
 from ..errors import RomeError
-from ..facts import EditRequest
-from ..json_files import read_json
+from ..facts import EditRequest, Fact
+from .records import read_cases, text
 
 
 @dataclass(frozen=True)
 class Case:
     """One record: what to write, other ways to ask it, and other subjects of the same relation.
 
-    The neighbors' answer is the request's target_true.
+    neighbor_answer: what the neighbors' prompts should go on with, in the authors' records the
+    request's target_true; relation and target_id: Wikidata's, where the record has them;
+    generation: prompts for free text on the subject.
     """
 
     case_id: int
     request: EditRequest
     paraphrases: tuple[str, ...]
     neighbors: tuple[str, ...]
+    neighbor_answer: str
     relation: str | None = None
+    target_id: str | None = None
+    generation: tuple[str, ...] = ()
 
 
-def read_counterfact(path: str | Path, limit: int | None = None,
-                     relation: str | None = None) -> list[Case]:
-    """The first `limit` cases of a JSON file, of one relation if asked.
+def read_counterfact(source: str | Path | None = None, limit: int | None = None,
+                     relation: str | None = None, skipped: list[dict] | None = None) -> list[Case]:
+    """The first `limit` cases of a file or hub data set, of one relation if asked.
 
-    Raises RomeError that names the record for anything that is not a CounterFact record.
+    Without a source, our own records in data/counterfact.json. Raises RomeError that names the
+    record for anything that is not one, unless a list `skipped` is given, which then takes them.
     """
-    records = read_json(path)
-    if not isinstance(records, list) or not records:
-        raise RomeError(f"{str(path)!r} holds no list of CounterFact records")
-    cases = [_case(path, i, record) for i, record in enumerate(records)]
-    cases = [c for c in cases if relation is None or c.relation == relation]
-    if not cases:
-        raise RomeError(f"{str(path)!r} has no record of relation {relation!r}")
-    if len({case.case_id for case in cases}) < len(cases):
-        raise RomeError(f"{str(path)!r} has two records with one case_id; number them apart")
-    return cases[:limit]
+    return read_cases(data_path("counterfact.json") if source is None else source, _case, limit,
+                      relation, skipped)
 
 
-def _case(path, index: int, record) -> Case:
-    try:
-        rewrite = record["requested_rewrite"]
-        request = EditRequest(rewrite["prompt"], rewrite["subject"],
-                              rewrite["target_new"]["str"], rewrite["target_true"]["str"])
-        prompts = [tuple(record[name]) for name in ("paraphrase_prompts", "neighborhood_prompts")]
-        if not request.target_true or not request.target_true.strip():
-            raise RomeError("target_true is empty; give the true answer")
-        if any(not isinstance(p, str) or not p.strip() for group in prompts for p in group):
-            raise RomeError("a prompt is empty or not a text")
-        return Case(int(record["case_id"]), request, *prompts, rewrite.get("relation_id"))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RomeError(f"{str(path)!r}, record {index}: not a CounterFact record "
-                        f"({type(error).__name__}: {error})") from error
+def _case(index: int, record) -> Case:
+    if "requested_rewrite" not in record:
+        return _easyedit_case(index, record)
+    rewrite = record["requested_rewrite"]
+    request = EditRequest(rewrite["prompt"], rewrite["subject"], rewrite["target_new"]["str"],
+                          text(rewrite["target_true"]["str"], "target_true"))
+    prompts = [_prompts(record, name) for name in
+               ("paraphrase_prompts", "neighborhood_prompts")]
+    generation = _prompts(record, "generation_prompts") if record.get("generation_prompts") else ()
+    return Case(int(record["case_id"]), request, *prompts, request.target_true,
+                rewrite.get("relation_id"), rewrite["target_new"].get("id"), generation)
+
+
+def _easyedit_case(index: int, record) -> Case:
+    """A flat record with a literal prompt, one paraphrase and one neighbor."""
+    fact = Fact.from_text(text(record["prompt"], "prompt"), text(record["subject"], "subject"))
+    request = EditRequest(fact.prompt, fact.subject, record["target_new"],
+                          text(_first(record["ground_truth"]), "ground_truth"))
+    paraphrases, neighbors = ((text(record[name], name),) if record.get(name) else ()
+                              for name in ("rephrase_prompt", "locality_prompt"))
+    answer = _first(record.get("locality_ground_truth")) if neighbors else request.target_true
+    return Case(int(record.get("case_id", index)), request, paraphrases, neighbors,
+                text(answer, "locality_ground_truth"))
+
+
+def _first(value):
+    return value[0] if isinstance(value, list) else value
+
+
+def _prompts(record, name: str) -> tuple[str, ...]:
+    prompts = record[name]
+    if not isinstance(prompts, list | tuple):
+        raise RomeError(f"{name} is {prompts!r}; give a list of texts")
+    return tuple(text(prompt, f"a prompt of {name}") for prompt in prompts)

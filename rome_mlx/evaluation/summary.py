@@ -3,14 +3,32 @@
 import numpy as np
 from scipy.stats import hmean
 
+from .metrics import SCORE
+
 _DRAWS = 2000
-_SCORE = ("rewrite_success", "paraphrase_success", "neighborhood_success")
+#: what a case's file may hold beside the benchmark's own scores
+_OTHERS = ("ngram_entropy", "reference_score", "kl_drift")
 
 
-def summarize(cases: list[dict]) -> dict[str, dict]:
+def summary_of(results: list[dict], about: dict, benchmark) -> dict:
+    """The summary of cases' files: edited, "unedited", and the share of the reachable score.
+
+    benchmark: the module whose case_measures and SCORE they are by.
+    """
+    edited, unedited = (
+        summarize([benchmark.case_measures(r[state], r["pre"])
+                   | {name: r[state][name] for name in _OTHERS if name in r[state]}
+                   for r in results], benchmark.SCORE) for state in ("post", "pre"))
+    return {**about, "cases": len(results), **edited, "unedited": unedited,
+            "ceiling_share": (ceiling_share(edited, unedited, benchmark.SCORE)
+                              if "score" in edited else None)}
+
+
+def summarize(cases: list[dict], score: tuple[str, ...] = SCORE) -> dict[str, dict]:
     """{measure: {"mean", "ci95": [low, high]}} of [{measure: value}], bootstrapped over cases.
 
-    score: the harmonic mean of ES, PS and NS (ROME paper, section 3.3). The draws are seeded.
+    score: what S is the harmonic mean of: ES, PS and NS (ROME paper, section 3.3). The draws are
+    seeded.
     """
     names = sorted({name for case in cases for name in case})
     table = np.array([[case.get(name, np.nan) for name in names] for case in cases])
@@ -18,16 +36,16 @@ def summarize(cases: list[dict]) -> dict[str, dict]:
     samples = np.stack([_means(table[draw]) for draw in draws])
     out = {name: _measure(mean, column)
            for name, mean, column in zip(names, _means(table), samples.T, strict=True)}
-    if set(_SCORE) <= set(names):
-        index = [names.index(name) for name in _SCORE]
+    if set(score) <= set(names):
+        index = [names.index(name) for name in score]
         out["score"] = _measure(_score(_means(table)[index]),
                                 np.array([_score(s) for s in samples[:, index]]))
     return out
 
 
-def ceiling_share(edited: dict, unedited: dict) -> float | None:
+def ceiling_share(edited: dict, unedited: dict, score: tuple[str, ...] = SCORE) -> float | None:
     """Percent of the best score that leaves every neighbor as it was; None where that is 0."""
-    best = _score(np.array([100.0, 100.0, unedited["neighborhood_success"]["mean"]]))
+    best = _score(np.array([100.0, 100.0, unedited[score[-1]]["mean"]]))
     return 100 * edited["score"]["mean"] / best if best else None
 
 

@@ -3,7 +3,6 @@
 One result a fact; facts that the model does not know are skipped and counted.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ..facts import Fact
 from ..fingerprint import fingerprint, same
 from ..json_files import read_json, write_json
 from ..probabilities import first_choice
+from ..ranks import gathered
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate
 from .trace import KINDS, Trace, check_values, trace
@@ -166,7 +166,7 @@ def average_effects(model, tokenizer, facts: Sequence[Fact], kinds: Sequence[str
         if mine[i] is None:
             mine[i] = _record(model, tokenizer, facts[i], settings, rule, memory)
             store.write(i, mine[i])
-    found = _gathered(group, mine)
+    found = gathered(group, mine)
     records = [found[i] for i in range(len(facts))]
     used = [r for r in records if "reason" not in r]
     skipped = [{"subject": r["subject"], "reason": r["reason"]} for r in records if "reason" in r]
@@ -258,16 +258,3 @@ class _Store:
 
     def _path(self, index: int) -> Path:
         return self.directory / f"fact_{index}.json"
-
-
-def _gathered(group, mine: dict[int, dict]) -> dict[int, dict]:
-    """Every rank's records on every rank, sent as JSON bytes padded to the longest."""
-    if group.size() == 1:
-        return mine
-    data = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    lengths = np.array(mx.distributed.all_gather(mx.array([len(data)]), stream=mx.cpu))
-    padded = np.zeros((1, lengths.max()), np.uint8)
-    padded[0, :len(data)] = data
-    rows = np.array(mx.distributed.all_gather(mx.array(padded), stream=mx.cpu))
-    return {int(i): record for row, length in zip(rows, lengths, strict=True)
-            for i, record in json.loads(row[:length].tobytes()).items()}

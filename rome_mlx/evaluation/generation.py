@@ -1,0 +1,118 @@
+"""Free text after an edit: is it still language (GE), and is it on the new target (RS)?
+
+As the ROME authors' code: sampled among the 5 likeliest tokens, 100 tokens with the prompt, which
+is part of the text (ROME paper, section 3.3 and appendix E).
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import nltk
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..errors import RomeError
+from ..json_files import read_json
+from ..tokens import encode
+
+LENGTH, TOP_K = 100, 5
+_NGRAMS = ((2, 2 / 3), (3, 4 / 3))  # (n, weight)
+_FILES = ("attribute_snippets.json", "idf.npy", "tfidf_vocab.json")
+
+
+def generate(model, tokenizer, prompts: Sequence[str], seed: int = 0,
+             length: int = LENGTH) -> list[str]:
+    """Each prompt continued to `length` tokens in all, sampled among the likeliest 5, seeded.
+
+    Prompts of different lengths run side by side without padding: where a prompt is longer than
+    the others, its own tokens are fed until it ends.
+    """
+    rows = [encode(tokenizer, prompt).ids[:length] for prompt in prompts]
+    start = min(map(len, rows))
+    given = np.full((len(rows), length), -1)
+    for row, ids in zip(given, rows, strict=True):
+        row[:len(ids)] = ids
+    given = mx.array(given)
+    tokens, out, key = given[:, :start], [given[:, :start]], mx.random.key(seed)
+    cache = make_prompt_cache(model)
+    for at in range(start, length):
+        logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
+        likeliest = mx.argpartition(-logits, TOP_K, axis=-1)[:, :TOP_K]
+        key, draw = mx.random.split(key)
+        chosen = mx.random.categorical(mx.take_along_axis(logits, likeliest, axis=-1), key=draw)
+        sampled = mx.take_along_axis(likeliest, chosen[:, None], axis=-1)
+        forced = given[:, at: at + 1]
+        tokens = mx.where(forced >= 0, forced, sampled.astype(forced.dtype))
+        mx.async_eval(tokens)
+        out.append(tokens)
+    return [_clean(tokenizer.decode(ids, skip_special_tokens=True))
+            for ids in mx.concatenate(out, axis=1).tolist()]
+
+
+def _clean(text: str) -> str:
+    return unicodedata.normalize("NFKD", text).replace("\n\n", " ")
+
+
+def ngram_entropy(texts: Sequence[str]) -> float:
+    """GE: the mean over texts of the weighted mean of 2- and 3-gram entropies, in bits × 100."""
+    return 100 * float(np.mean([_entropy(text) for text in texts]))
+
+
+def _entropy(text: str) -> float:
+    words = nltk.word_tokenize(text, preserve_line=True)
+    total = 0.0
+    for n, weight in _NGRAMS:
+        counts = np.array(list(Counter(zip(*(words[i:] for i in range(n)),
+                                           strict=False)).values()), np.float64)
+        shares = counts / counts.sum()
+        total -= weight * float(shares @ np.log2(shares))
+    return total / len(_NGRAMS)
+
+
+class References:
+    """The authors' reference texts, in a directory with their three files.
+
+    attribute_snippets.json: texts on subjects that have an attribute; idf.npy and
+    tfidf_vocab.json: the weights of words. Raises RomeError where one is missing or not that.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        for name in _FILES:
+            if not (self.directory / name).is_file():
+                raise RomeError(f"{str(directory)!r} has no {name}; give a directory with "
+                                f"{', '.join(_FILES)} of the ROME authors")
+        snippets, idf, vocabulary = (self.directory / name for name in _FILES)
+        try:
+            self.idf = np.load(idf, allow_pickle=False)
+            self.vocabulary = {word: int(i) for word, i in read_json(vocabulary).items()}
+            self.texts = {(entry["relation_id"], entry["target_id"]):
+                          [sample["text"] for sample in entry["samples"]]
+                          for entry in read_json(snippets)}
+            if max(self.vocabulary.values()) >= len(self.idf) or self.idf.ndim != 1:
+                raise ValueError("words without a weight")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RomeError(f"{str(directory)!r} does not hold the ROME authors' files "
+                            f"({type(error).__name__}: {error}); fetch them again") from error
+
+    def score(self, texts: Sequence[str], case) -> float | None:
+        """RS: TF-IDF cosine × 100 of the texts and those on the new target; None where the
+        record has no ids or there are no texts on them."""
+        references = self.texts.get((case.relation, case.target_id))
+        if not references:
+            return None
+        ours, theirs = self._weights(" ".join(texts)), self._weights(" ".join(references))
+        product = sum(weight * theirs.get(word, 0.0) for word, weight in ours.items())
+        norms = math.sqrt(sum(w * w for w in ours.values()) * sum(w * w for w in theirs.values()))
+        return 100 * product / norms if norms else 0.0
+
+    def _weights(self, text: str) -> dict[str, float]:
+        """{word: count × idf}; words are of two letters or more, in lower case."""
+        counts = Counter(re.findall(r"\b\w\w+\b", text.lower()))
+        return {word: count * float(self.idf[self.vocabulary[word]])
+                for word, count in counts.items() if word in self.vocabulary}
