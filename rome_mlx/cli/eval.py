@@ -26,7 +26,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help="CounterFact records, JSON")
     parser.add_argument("--method", default="rome",
                         help="an editing method, or none for the unedited model (default rome)")
-    parser.add_argument("--layer", type=int, default=5, help="(default 5)")
+    parser.add_argument("--layer", type=int, help="(default: of the model's preset)")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE")
     parser.add_argument("--moments", metavar="DIR",
                         help="as rome-mlx moments wrote them (default: shipped or cached)")
@@ -45,10 +45,11 @@ def run(args) -> int:
     from ..evaluation.counterfact import read_counterfact
     from ..evaluation.run import evaluate
 
-    hp = None
+    given = None
     if args.method != "none":
         method(args.method)
-        hp = hyperparameters(given_hyperparameters(args.hyperparameters, args.method), args.method)
+        given = given_hyperparameters(args.hyperparameters, args.method)
+        hyperparameters(given, args.method)  # refused before the model is read
     name, _, relation = (args.where or "relation=").partition("=")
     if name != "relation" or (args.where and not relation):
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
@@ -56,7 +57,7 @@ def run(args) -> int:
     check_file(args.json)
     model, tokenizer = load_model(args)
     summary = evaluate(model, tokenizer, cases, output=args.output, layer=args.layer,
-                       method=args.method, hyperparameters=hp, moments=args.moments,
+                       method=args.method, hyperparameters=given, moments=args.moments,
                        seed=args.seed, progress=sys.stderr.isatty())
     show(summary)
     write_json(args.json, summary)

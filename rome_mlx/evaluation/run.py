@@ -15,25 +15,28 @@ from ..errors import RomeError
 from ..fingerprint import fingerprint, same
 from ..json_files import write_json
 from ..moments.lookup import ensure_moments
+from ..pipeline import usual_layer
 from .metrics import case_measures, case_scores
 from .summary import ceiling_share, summarize
 
 
-def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int, method: str = "rome",
-             hyperparameters=None, moments=None, seed: int = 0, templates=None,
-             progress: bool = False) -> dict:
+def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | None = None,
+             method: str = "rome", hyperparameters=None, moments=None, seed: int = 0,
+             templates=None, progress: bool = False) -> dict:
     """Edit, measure and take back every case; returns the summary, also in output/summary.json.
 
-    Cases that have a file in `output` are not computed again. method "none" measures the unedited
-    model only. Raises RomeError when `output` holds a run with other settings.
+    layer: by default the model's preset's, or its profile's. Cases that have a file in `output`
+    are not computed again. method "none" measures the unedited model only. Raises RomeError when
+    `output` holds a run with other settings.
     """
     started, output = time.monotonic(), Path(output)
     editor = None if method == "none" else find_method(method)
     decoder = Decoder(model)
-    decoder.check_layer(layer)
+    layer = decoder.check_layer(usual_layer(decoder) if layer is None else layer)
     where = layer
     if editor is not None:
-        where = layers_up_to(method, layer, resolve(hyperparameters, method))
+        hyperparameters = resolve(hyperparameters, method, decoder)
+        where = layers_up_to(method, layer, hyperparameters)
         if method not in WITHOUT_MOMENTS:
             layers = [where] if isinstance(where, int) else where
             moments = ensure_moments(model, tokenizer, layers, moments, seed=seed,
