@@ -11,6 +11,7 @@ import numpy as np
 from .data_files import data_path
 from .decoder import Decoder
 from .editing.edit import Edit
+from .editing.hyperparameters import PRESETS, depth_layer, preset_name
 from .editing.hyperparameters import hyperparameters as resolve
 from .editing.methods import ONE_BY_ONE, WITHOUT_MOMENTS, layers_up_to
 from .editing.methods import method as find_method
@@ -95,7 +96,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     """
     tell = progress or (lambda stage, found: None)
     decoder, edit_with = Decoder(model), find_method(method)
-    hyperparameters = resolve(hyperparameters, method)
+    hyperparameters = resolve(hyperparameters, method, decoder)
     requests = [request for request, _, _ in cases]
     if len(requests) > 1 and method in ONE_BY_ONE:
         raise RomeError(f"{method} writes one request at a time; use memit, emmet or alphaedit")
@@ -137,20 +138,26 @@ def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
                       first_candidate(found[0].kind, found[0].window))
     if decision.clear:
         return LayerChoice(decision.layer, "trace", f"{subject} is clear: {decision.reason}")
+    if (name := preset_name(decoder)) in PRESETS["rome"]:
+        return LayerChoice(usual_layer(decoder), "preset",
+                           f"{subject} is not clear ({decision.reason}); ROME's preset for {name}")
     profile = stored_profile(decoder)
     if profile is not None:
         return LayerChoice(profile["decisive_layer"], "profile",
                            f"{subject} is not clear ({decision.reason}); averaged over "
                            f"{profile['facts_used']} facts this layer decides")
-    return LayerChoice(usual_layer(decoder), "preset",
-                       f"{subject} is not clear ({decision.reason}) and there is no profile of "
-                       "this model: the layer at 15 % of the depth; rome-mlx locate makes a profile")
+    return LayerChoice(depth_layer(decoder), "preset", f"{subject} is not clear "
+                       f"({decision.reason}) and there is neither a preset nor a profile of this "
+                       "model: the layer at 15 % of the depth; rome-mlx locate makes a profile")
 
 
 def usual_layer(decoder: Decoder) -> int:
-    """The layer that decides on average in this model, or else the one at 15 % of the depth."""
+    """The layer to edit in this model where no fact's trace says: of its preset, of its stored
+    profile, or by depth."""
+    if (name := preset_name(decoder)) in PRESETS["rome"]:
+        return PRESETS["rome"][name].layer
     profile = stored_profile(decoder)
-    return round(len(decoder.layers) * 0.15) if profile is None else profile["decisive_layer"]
+    return depth_layer(decoder) if profile is None else profile["decisive_layer"]
 
 
 def stored_profile(decoder: Decoder) -> dict | None:

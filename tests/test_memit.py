@@ -262,7 +262,7 @@ def test_layers_moments_and_models_that_do_not_fit_are_refused(method):
     with pytest.raises(rm.RomeError, match="rising"):
         method(model, tokenizer, REQUESTS, [2, 1], moments={})
     with pytest.raises(rm.RomeError, match="0 to 3"):
-        method(model, tokenizer, REQUESTS, moments={})  # the published layers
+        method(model, tokenizer, REQUESTS, moments={}, hyperparameters="published")
     with pytest.raises(rm.RomeError, match="rome-mlx moments"):
         method(model, tokenizer, REQUESTS, [1, 2], moments={1: spd(48)})
     with pytest.raises(rm.RomeError, match="norms it"):

@@ -56,6 +56,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    from ..decoder import Decoder
     from ..editing.adapter import check_destination
     from ..editing.hyperparameters import hyperparameters
     from ..editing.methods import ONE_BY_ONE, method
@@ -64,12 +65,14 @@ def run(args) -> int:
     cases = _cases(args)
     method(args.method)
     check_requests(request for request, _, _ in cases)
-    hp = hyperparameters(given_hyperparameters(args.hyperparameters, args.method), args.method)
+    given = given_hyperparameters(args.hyperparameters, args.method)
+    hyperparameters(given, args.method)  # refused before the model is read
     check_file(args.json)
     check_file(args.report)
     if args.save_path is not None:
         check_destination(args.save_path)
     model, tokenizer = load_model(args)
+    hp = hyperparameters(given, args.method, Decoder(model))
     groups = [[case] for case in cases] if args.method in ONE_BY_ONE else [cases]
     results, edits, found, started = [], [], [], time.monotonic()
     try:

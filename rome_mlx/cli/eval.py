@@ -82,10 +82,11 @@ def _run(args) -> int:
     from ..evaluation.zsre import read_zsre
     from ..loading import describe
 
-    hp = None
+    given = None
     if args.method != "none":
         method(args.method)
-        hp = hyperparameters(given_hyperparameters(args.hyperparameters, args.method), args.method)
+        given = given_hyperparameters(args.hyperparameters, args.method)
+        hyperparameters(given, args.method)  # refused before the model is read
     name, _, relation = (args.where or "relation=").partition("=")
     if name != "relation" or (args.where and not relation):
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
@@ -102,7 +103,7 @@ def _run(args) -> int:
     model, tokenizer = load_model(args)
     summary = evaluate(
         model, tokenizer, cases, output=args.output, layer=args.layer, method=args.method,
-        hyperparameters=hp, moments=args.moments, seed=args.seed, sequential=args.sequential,
+        hyperparameters=given, moments=args.moments, seed=args.seed, sequential=args.sequential,
         batch=args.batch, generations=args.generations, references=references,
         progress=sys.stderr.isatty())
     if mx.distributed.init().rank() == 0:

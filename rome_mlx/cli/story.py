@@ -51,6 +51,8 @@ class Story:
         print(f"\nEdited   {edit.method} at layer {layers}, {len(edit.losses)} steps: loss "
               f"{first['total']:.3f} → {last['total']:.3f}\n"
               f"  (target {last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f})")
+        print(fill(f"Hyperparameters: {edit.hyperparameters.preset}.", _WIDTH,
+                   initial_indent="  ", subsequent_indent="  "))
 
     def end(self, result) -> None:
         check = result.verification

@@ -57,8 +57,8 @@ def lora(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers
 
     seed: of the adapters' random side; hyperparameters: as above, a LoraHyperparameters.
     """
-    decoder, hp, requests = Decoder(model), resolve(hyperparameters, "lora"), check_requests(
-        requests)
+    decoder, requests = Decoder(model), check_requests(requests)
+    hp = resolve(hyperparameters, "lora", decoder)
     layers = hp.layers if layers is None else layers
     layers = check_layers(decoder, range(len(decoder.layers)) if layers is None else layers)
     templates = check_templates(["{}"] if context_templates is None else context_templates)
@@ -96,7 +96,8 @@ def lora(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers
 
 def _one_weight(method, model, tokenizer, requests, layer, templates, given, seed,
                 report) -> Edit:
-    decoder, hp, requests = Decoder(model), resolve(given, method), check_requests(requests)
+    decoder, requests = Decoder(model), check_requests(requests)
+    hp = resolve(given, method, decoder)
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     templates = check_templates(["{}"] if templates is None else templates)
     down, path = decoder.module(layer, "down"), decoder.path(layer, "down")

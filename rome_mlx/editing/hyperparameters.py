@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..architectures import model_type
+from ..decoder import Decoder
 from ..errors import RomeError
+from ..loading import weight_shape
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,8 @@ class ValueHyperparameters:
 
     v_num_grad_steps: losses computed, one more than updates; v_lr: Adam's; v_weight_decay: of
     ‖δ‖/‖v0‖²; clamp_norm_factor: ‖δ‖ at most this times ‖v0‖; kl_factor: of KL(new ‖ initial) on
-    "{subject} is a"; v_stop: the loss that ends the optimisation.
+    "{subject} is a"; v_stop: the loss that ends the optimisation; preset: where the numbers come
+    from, in words.
     """
 
     v_num_grad_steps: int = 20
@@ -22,6 +26,7 @@ class ValueHyperparameters:
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
     v_stop: float = 0.05
+    preset: str = field(default="given", compare=False, kw_only=True)
 
     def __post_init__(self):
         _check(self)
@@ -76,6 +81,7 @@ class FineTuneHyperparameters:
     lr: float = 5e-4
     stop: float = 1e-2
     clamp: float | None = None
+    preset: str = field(default="given", compare=False, kw_only=True)
 
     def __post_init__(self):
         _check(self)
@@ -92,6 +98,7 @@ class LoraHyperparameters:
     stop: float = 1e-2
     rank: int = 8
     scale: float = 20.0
+    preset: str = field(default="given", compare=False, kw_only=True)
 
     def __post_init__(self):
         _check(self)
@@ -102,15 +109,15 @@ _MAY_BE_ZERO = {"v_weight_decay", "kl_factor", "v_stop", "ridge", "stop"}
 
 def _check(hp) -> None:
     """Raises RomeError for a number out of range; layers become a tuple."""
-    for field in dataclasses.fields(hp):
-        name, value = field.name, getattr(hp, field.name)
-        if value is None and field.default is None:
+    for one in dataclasses.fields(hp):
+        name, value = one.name, getattr(hp, one.name)
+        if name == "preset" or (value is None and one.default is None):
             continue
         if name == "layers":
             if not value or list(value) != sorted({int(layer) for layer in value}):
                 raise RomeError(f"layers is {value}; give rising numbers, such as [4, 5, 6]")
             object.__setattr__(hp, name, tuple(value))
-        elif name != "layer" and isinstance(field.default, int) and \
+        elif name != "layer" and isinstance(one.default, int) and \
                 (not isinstance(value, int) or value < 1):
             raise RomeError(f"{name} is {value}; give 1 or more")
         elif name in _MAY_BE_ZERO and not value >= 0:
@@ -128,6 +135,7 @@ _ROME = {
     "gpt-neox": Hyperparameters(layer=15),
     **{name: Hyperparameters(**_COMMON)
        for name in ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")},
+    "smollm2-135m": Hyperparameters(layer=5),
 }
 _GPT_J_LAYERS, _LLAMA_3_LAYERS = (3, 4, 5, 6, 7, 8), (4, 5, 6, 7, 8)
 
@@ -157,27 +165,50 @@ PRESETS = {
              "gpt-j": FineTuneHyperparameters(layer=0, clamp=5e-5)},
     "lora": {"mlx-lm": LoraHyperparameters()},
 }
+PRESETS = {method: {name: dataclasses.replace(hp, preset=name) for name, hp in presets.items()}
+           for method, presets in PRESETS.items()}
+
+#: (type, layers, width, keys' width, vocabulary) of the models that the presets are for
+_MODELS = {
+    ("llama", 30, 576, 1536, 49152): "smollm2-135m",
+    ("gpt2", 24, 1024, 4096, 50257): "gpt2-medium",
+    ("gpt2", 36, 1280, 5120, 50257): "gpt2-large",
+    ("gpt2", 48, 1600, 6400, 50257): "gpt2-xl",
+    ("gptj", 28, 4096, 16384, 50400): "gpt-j",
+    ("gpt_neox", 44, 6144, 24576, 50432): "gpt-neox",
+    ("llama", 32, 4096, 11008, 32000): "llama-2-7b",
+    ("llama", 32, 4096, 14336, 128256): "llama-3-8b",
+    ("llama", 32, 4096, 14336, 32000): "mistral-7b",
+    ("llama", 32, 4096, 14336, 32768): "mistral-7b",
+    ("qwen2", 28, 3584, 18944, 152064): "qwen2.5-7b",
+}
+_DECIDING_DEPTH = 0.15  # of the layers, where the editing literature's presets lie on average
 
 
-def hyperparameters(given=None, method: str = "rome"):
+def hyperparameters(given=None, method: str = "rome", decoder: Decoder | None = None):
     """A method's hyperparameters, from what a caller may give.
 
-    given: None or "published" for the published ones, the name of a preset, a dict of some of
-    them, or the method's dataclass. Raises RomeError for anything else, naming the choices.
+    given: None for the model's own preset, "published", the name of a preset, a dict of changes
+    to the model's own, or the method's dataclass. decoder: the model; where it has no preset, the
+    published numbers, with layers by a rule of depth (ROME: without one, as its trace says).
+    Raises RomeError, naming the choices.
     """
     presets = PRESETS[method]
     published = next(iter(presets.values()))
-    if given is None or given == "published":
-        return published
+    if given == "published":
+        return dataclasses.replace(published, preset=f"published ({published.preset})")
     if isinstance(given, type(published)):
         return given
+    if given is None:
+        return published if decoder is None else _own(decoder, method)
     if isinstance(given, Mapping):
+        own = published if decoder is None else _own(decoder, method)
         known = {f.name for f in dataclasses.fields(published)}
         if unknown := sorted(map(str, set(given) - known)):
             raise RomeError(f"unknown hyperparameters {', '.join(unknown)} of {method}; "
-                            f"choose from {', '.join(sorted(known))}")
+                            f"choose from {', '.join(sorted(known - {'preset'}))}")
         try:
-            return dataclasses.replace(published, **given)
+            return dataclasses.replace(own, **{"preset": f"{own.preset}, changed", **given})
         except (TypeError, ValueError) as error:
             if isinstance(error, RomeError):
                 raise
@@ -186,3 +217,33 @@ def hyperparameters(given=None, method: str = "rome"):
         return presets[given]
     raise RomeError(f"hyperparameters {given!r} of {method}: give 'published', a preset "
                     f"({', '.join(presets)}), a dictionary or a {type(published).__name__}")
+
+
+def preset_name(decoder: Decoder) -> str | None:
+    """The preset for this model, known by its type and its sizes."""
+    out, into = weight_shape(decoder.module(0, "down"))
+    return _MODELS.get((model_type(decoder.model), len(decoder.layers), out, into,
+                        weight_shape(decoder.embedding)[0]))
+
+
+def depth_layer(decoder: Decoder) -> int:
+    """The layer to edit where nothing is known of a model but its depth."""
+    return round(_DECIDING_DEPTH * len(decoder.layers))
+
+
+def _own(decoder: Decoder, method: str):
+    """The model's preset, or the published one at the rule's layers, and words that say so."""
+    presets, last = PRESETS[method], depth_layer(decoder)
+    if (name := preset_name(decoder)) in presets:
+        return presets[name]
+    published = next(iter(presets.values()))
+    words = f"{published.preset}'s, for want of this model's"
+    if getattr(published, "layers", None):
+        where = {"layers": tuple(range(max(0, last - len(published.layers) + 1), last + 1))}
+    elif hasattr(published, "layer"):
+        where = {"layer": None if isinstance(published, Hyperparameters) else last}
+    else:
+        where = {}
+    if where and None not in where.values():
+        words += f"; up to layer {last} by depth"
+    return dataclasses.replace(published, preset=words, **where)

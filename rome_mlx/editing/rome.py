@@ -30,10 +30,11 @@ def rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, mo
          report: Callable[[dict], None] | None = None) -> Edit:
     """Write one fact into one layer (ROME paper, eq. 2). The model is left as it was.
 
-    layer: may be left to hyperparameters that name one; moments: as `second_moments` gives them, a
-    directory, {layer: (d_in, d_in)}, or None for stored ones; context_templates: texts that end
-    in `{}`, sampled from the model with `seed` if None; hyperparameters: None or "published", a
-    dictionary, or a Hyperparameters; report: called with each step's losses.
+    layer: by default the preset's, where the model has one; moments: as `second_moments` gives
+    them, a directory, {layer: (d_in, d_in)}, or None for stored ones; context_templates: texts
+    that end in `{}`, sampled from the model with `seed` if None; hyperparameters: None for the
+    model's preset, "published", a preset's name, a dictionary, or a Hyperparameters; report:
+    called with each step's losses.
     Raises RomeError for anything out of range and where there are no moments.
     """
     return _rank_one("rome", model, tokenizer, request, layer, moments, context_templates,
@@ -63,8 +64,9 @@ _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, Fa
 
 def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
               report) -> Edit:
-    decoder, hp, request = Decoder(model), resolve(given, method), check_request(request)
-    if layer is None and (given is None or hp.layer is None):
+    decoder, request = Decoder(model), check_request(request)
+    hp = resolve(given, method, decoder)
+    if layer is None and hp.layer is None:
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     matrix = moment_matrix(model, tokenizer, layer, moments)

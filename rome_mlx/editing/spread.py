@@ -34,8 +34,8 @@ def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *
     The model is left as it was. solve: a layer's keys to its update; earlier: edits whose keys
     `solve` is to protect. The rest as `memit`.
     """
-    decoder, hp, requests = Decoder(model), resolve(hyperparameters, method), check_requests(
-        requests)
+    decoder, requests = Decoder(model), check_requests(requests)
+    hp = resolve(hyperparameters, method, decoder)
     layers = check_layers(decoder, hp.layers if layers is None else layers)
     if decoder.architecture.mlp_norm:
         raise RomeError(f"{method} needs the MLP's output to be added as it is, and this model "

@@ -14,12 +14,15 @@ _TOP_K = 5
 _WORDS, _WORDS_LENGTH = ("The", "Therefore", "Because", "I", "You"), 10
 
 
-def context_templates(model, tokenizer, seed: int = 0) -> list[str]:
-    """`{}` and 20 texts "x. {}", x sampled from the model (ROME paper, section 3.1)."""
+def context_templates(model, tokenizer, seed: int = 0, lengths=_LENGTHS) -> list[str]:
+    """`{}` and 20 texts "x. {}", x sampled from the model (ROME paper, section 3.1).
+
+    lengths: (how many, of how many tokens), in turn.
+    """
     templates = ["{}"]
     start = start_token(tokenizer)
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
-    for i, (count, length) in enumerate(_LENGTHS):
+    for i, (count, length) in enumerate(lengths):
         rows = sample(model, [[start]] * count, length, seed=2 * seed + i, top_k=_TOP_K,
                       avoid=avoid)
         for row in rows:

@@ -102,7 +102,7 @@ class Editing:
                             "emmet or alphaedit")
         hp = None
         if self.editor is not None:
-            hp = resolve(hyperparameters, method)
+            hp = resolve(hyperparameters, method, decoder)
             if layer == "auto":
                 layer = getattr(hp, "layer", None) if method in WITHOUT_MOMENTS else None
         if layer in ("auto", None):

@@ -1,0 +1,157 @@
+"""Find ROME's hyperparameters for the default model: a coarse grid, by successive halving.
+
+  python benchmarks/sweep.py --data counterfact.json --output sweep.jsonl
+
+Every configuration is tried on a few cases, the better ones on more, the best on all from --first
+on. One line a (configuration, case), so that a run that is stopped goes on where it was; the
+unedited model's scores are lines too. On few cases successes are coarse: configurations are ranked
+by S with every success replaced by the logistic of its margin in nats, and shown with S itself.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import hmean
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+# isort: off
+import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
+# isort: on
+
+from rome_mlx.editing.hyperparameters import Hyperparameters  # noqa: E402
+from rome_mlx.editing.templates import context_templates  # noqa: E402
+from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
+from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores  # noqa: E402
+from rome_mlx.evaluation.summary import ceiling_share, summarize  # noqa: E402
+from rome_mlx.moments.lookup import moment_matrix  # noqa: E402
+from rome_mlx.moments.store import layer_path  # noqa: E402
+
+#: lengths of the context templates: (how many, of how many tokens)
+SHORT, PUBLISHED, LONG = [[2, 5], [3, 10]], [[10, 5], [10, 10]], [[2, 10], [3, 20]]
+#: what a configuration changes, from the published hyperparameters with 6 templates at layer 4
+CENTRE = {"lengths": SHORT, "layer": 4}
+GRID = [
+    *({"layer": layer} for layer in (3, 4, 5, 6)),
+    *({"layer": layer, "v_weight_decay": 0.05} for layer in (4, 5)),
+    *({"layer": layer, "lengths": LONG} for layer in (4, 5)),
+    {"clamp_norm_factor": 2.0}, {"clamp_norm_factor": 8.0},
+    {"v_num_grad_steps": 40, "v_lr": 0.2}, {"v_lr": 0.2},
+    {"kl_factor": 0.0}, {"kl_factor": 0.5},
+    {"ridge": 1e-2}, {"ridge": 1e-1},
+    *({"layer": 5, "clamp_norm_factor": clamp} for clamp in (2.0, 3.0)),
+    {"layer": 6, "clamp_norm_factor": 2.0}, {"layer": 6, "lengths": LONG},
+    {"layer": 5, "lengths": LONG, "clamp_norm_factor": 2.0},
+    *({"layer": 5, "lengths": [[5, a], [5, b]]} for a, b in ((5, 10), (10, 20))),
+    *({"layer": layer, "kl_factor": 0.0, "v_weight_decay": 0.0} for layer in (4, 5)),
+    {"layer": 5, "kl_factor": 0.0, "v_weight_decay": 0.0, "lengths": LONG},
+]
+ROUNDS = ((3, None), (10, 10), (30, 5), (None, 3))  # (cases, configurations)
+
+
+def main() -> None:
+    args = arguments()
+    model, tokenizer = rm.load(dtype="float32")
+    cases = read_counterfact(args.data)[args.first: args.first + args.count]
+    bench = Bench(model, tokenizer, args.moments, args.output)
+    left = [json.dumps({**CENTRE, **change}, sort_keys=True) for change in GRID]
+    print(" smooth  share     ES     PS     NS  unedited NS, cases, configuration")
+    for count, keep in ROUNDS:
+        some, left = cases[:count], left[:keep]
+        for case in some:  # case by case, so that a stopped round still compares
+            for name in left:
+                bench.measure(name, case)
+        rows = {name: bench.summary(name, [case.case_id for case in some]) for name in left}
+        left = sorted(rows, key=lambda name: -rows[name]["smooth"])
+        show({name: rows[name] for name in left}, len(some))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="FILE", help="CounterFact records, JSON")
+    parser.add_argument("--first", type=int, default=300, help="position of the first case")
+    parser.add_argument("--count", type=int, default=100, help="cases of the last round")
+    parser.add_argument("--moments", metavar="DIR", help="moments of layers that none came for")
+    parser.add_argument("--output", required=True, metavar="FILE", help="lines, where it resumes")
+    return parser.parse_args()
+
+
+class Bench:
+    """Measures a configuration on a case, once."""
+
+    def __init__(self, model, tokenizer, moments, output):
+        self.model, self.tokenizer = model, tokenizer
+        self.moments, self.output = moments, Path(output)
+        self.matrices, self.templates, self.scores = {}, {}, {}
+        if self.output.exists():
+            for line in self.output.read_text("utf-8").splitlines():
+                row = json.loads(line)
+                self.scores[row["configuration"], row["case"]] = row["scores"]
+
+    def measure(self, name: str, case) -> None:
+        if ("unedited", case.case_id) not in self.scores:
+            self._keep("unedited", case, case_scores(self.model, self.tokenizer, case), 0.0)
+        if (name, case.case_id) in self.scores:
+            return
+        configuration = json.loads(name)
+        lengths = configuration.pop("lengths")
+        hp, started = Hyperparameters(**configuration), time.monotonic()
+        edit = rm.rome(self.model, self.tokenizer, case.request, moments=self._matrix(hp.layer),
+                       context_templates=self._templates(lengths), hyperparameters=hp)
+        seconds = time.monotonic() - started
+        with edit.applied(self.model):
+            self._keep(name, case, case_scores(self.model, self.tokenizer, case), seconds)
+
+    def _keep(self, name, case, scores, seconds) -> None:
+        self.scores[name, case.case_id] = scores
+        row = {"configuration": name, "case": case.case_id, "seconds": seconds, "scores": scores}
+        with self.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _matrix(self, layer: int) -> dict:
+        if layer not in self.matrices:
+            given = self.moments and layer_path(self.moments, layer).exists()
+            self.matrices[layer] = moment_matrix(self.model, self.tokenizer, layer,
+                                                 self.moments if given else None)
+        return self.matrices
+
+    def _templates(self, lengths) -> list[str]:
+        key = json.dumps(lengths)
+        if key not in self.templates:
+            self.templates[key] = context_templates(self.model, self.tokenizer, lengths=lengths)
+        return self.templates[key]
+
+    def summary(self, name: str, cases: list[int]) -> dict:
+        """Means over the cases, in percent, and the share of the ceiling."""
+        before = [self.scores["unedited", c] for c in cases]
+        edited = summarize([case_measures(self.scores[name, c], b)
+                            for c, b in zip(cases, before, strict=True)])
+        unedited = summarize([case_measures(b, b) for b in before])
+        smooth = [np.mean([_smooth(self.scores[name, c][group], group) for c in cases])
+                  for group in GROUPS]
+        return {"smooth": 100 * float(hmean(smooth)), "share": ceiling_share(edited, unedited),
+                **{label: edited[f"{group}_success"]["mean"]
+                   for label, group in zip(("ES", "PS", "NS"), GROUPS, strict=True)},
+                "unedited NS": unedited["neighborhood_success"]["mean"]}
+
+
+def _smooth(prompts: list[dict], group: str) -> float:
+    margins = np.array([p["target_true"] - p["target_new"] for p in prompts])
+    return float(np.mean(expit(-margins if group == "neighborhood" else margins)))
+
+
+def show(rows: dict[str, dict], count: int) -> None:
+    for name, row in rows.items():
+        print(" ".join(f"{value:6.1f}" for value in row.values()), count, name)
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
