@@ -9,16 +9,19 @@ once, its keys and values are kept, and suffixes run on top of them.
     logits = decoder.logits(h)                             # == model(ids)
 """
 
-from collections.abc import Sequence
-from operator import attrgetter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.rope_utils import DynamicNTKScalingRoPE
 
-from .architectures import architecture
+from .architectures import model_type, text_model
 from .errors import RomeError
 from .hooks import find_module
+from .loading import weight_shape
 
 
 class Prefix:
@@ -58,26 +61,49 @@ def _after(old: mx.array, new: mx.array) -> mx.array:
     return mx.concatenate([old, new], axis=2)
 
 
+@contextmanager
+def _row_by_row(rope: nn.Module) -> Iterator[None]:
+    """Rotate rows of different offsets one at a time: the base depends on a row's length."""
+    cls = type(rope)
+
+    def call(self, x, offset=0):
+        return mx.concatenate([cls.__call__(self, x[i: i + 1], offset=start)
+                               for i, start in enumerate(offset.tolist())])
+
+    rope.__class__ = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    try:
+        yield
+    finally:
+        rope.__class__ = cls
+
+
 class Decoder:
     """The stages of a model that mlx-lm loaded. Holds no state of its own."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.architecture = architecture(model)
-        module = find_module(model, self.architecture.layers.rpartition(".")[0])
-        self.layers: list[nn.Module] = module[self.architecture.layers.rpartition(".")[2]]
-        self.embedding = find_module(model, self.architecture.embedding)
-        self._window = (attrgetter(self.architecture.window)(model)
-                        if self.architecture.window else None)
+        self._path, self._text, self.architecture = text_model(model)
+        parent, _, name = self.architecture.layers.rpartition(".")
+        self.layers: list[nn.Module] = find_module(self._text, parent)[name]
+        self.embedding = find_module(self._text, self.architecture.embedding)
+        if not self.dense_layers:
+            raise RomeError(f"this {model_type(model)} model is not supported: "
+                            f"{self._missing(0)}, and so are all of its layers")
 
     @property
     def dim(self) -> int:
         """Width of the residual stream."""
-        return self.norm.weight.shape[0]
+        return weight_shape(self.embedding)[1]
 
     @property
-    def norm(self) -> nn.Module:
-        return find_module(self.model, self.architecture.norm)
+    def residual(self) -> float:
+        """What a layer multiplies its MLP's output by when it adds it."""
+        return self.architecture.residual(self._text) if self.architecture.residual else 1.0
+
+    @cached_property
+    def dense_layers(self) -> list[int]:
+        """Layers whose MLP has one output projection, which can be edited: in most models all."""
+        return [i for i in range(len(self.layers)) if self._missing(i) is None]
 
     def check_layer(self, layer: int) -> int:
         """`layer` if the model has it. Raises RomeError that says the range."""
@@ -87,8 +113,14 @@ class Decoder:
         return layer
 
     def path(self, layer: int, part: str = "block") -> str:
-        """Module path of a layer's `block`, `mlp`, `attention` or `down` projection."""
-        path = f"{self.architecture.layers}.{layer}"
+        """Module path of a layer's `block`, `mlp`, `attention` or `down` projection.
+
+        Raises RomeError for the down projection of a layer that has none to edit.
+        """
+        path = f"{self._path}{self.architecture.layers}.{layer}"
+        if part == "down" and (reason := self._missing(layer)):
+            dense = ", ".join(str(i) for i in self.dense_layers)
+            raise RomeError(f"{reason}; choose from layers {dense}")
         return path if part == "block" else f"{path}.{getattr(self.architecture, part)}"
 
     def module(self, layer: int, part: str = "block") -> nn.Module:
@@ -103,17 +135,19 @@ class Decoder:
         """From embeddings to the first layer's input; `offset` tokens come before."""
         h = embeddings
         if self.architecture.positions:
-            table = find_module(self.model, self.architecture.positions)
+            table = find_module(self._text, self.architecture.positions)
             h = h + table(mx.arange(h.shape[1]) + mx.array(offset)[..., None])
-        if self.architecture.embedding_scale:
-            h = self.architecture.embedding_scale(self.model, h)
-        return h
+        return self.architecture.enter(self._text, h) if self.architecture.enter else h
 
     def block(self, layer: int, h: mx.array, prefix: Prefix | None = None) -> mx.array:
         """One layer's output (rows, tokens, dim), its rows continuing `prefix`."""
         prefix = Prefix() if prefix is None else prefix
         module = self.layers[layer]
-        return module(h, self._mask(module, h.shape[1], prefix), prefix)
+        mask = self._mask(module, h.shape[1], prefix)
+        with ExitStack() as stack:
+            for rope in self._dynamic_ropes if prefix.padding is not None else ():
+                stack.enter_context(_row_by_row(rope))
+            return self.architecture.call(module, h, mask, prefix)
 
     def run(self, h: mx.array, start: int = 0, stop: int | None = None,
             prefixes: Sequence[Prefix] | None = None) -> mx.array:
@@ -128,24 +162,42 @@ class Decoder:
 
     def logits(self, h: mx.array) -> mx.array:
         """Vocabulary logits of final hidden states, (..., dim) -> (..., vocabulary)."""
-        h = self.norm(h)
+        norm = self.architecture.norm
+        h = (find_module(self._text, norm) if isinstance(norm, str) else norm)(h)
         if self.tied:
             logits = self.embedding.as_linear(h)
         else:
-            logits = find_module(self.model, self.architecture.head)(h)
-        if self.architecture.logit_scale:
-            logits = self.architecture.logit_scale(self.model, logits)
-        return logits
+            logits = find_module(self._text, self.architecture.head)(h)
+        return self.architecture.logits(self._text, logits) if self.architecture.logits else logits
 
     @property
     def tied(self) -> bool:
         """Whether the vocabulary is read with the embedding's own weights."""
+        if self.architecture.tied:
+            return self.architecture.tied(self._text)
         parent, _, name = self.architecture.head.rpartition(".")
-        return name not in (find_module(self.model, parent) if parent else self.model)
+        return name not in (find_module(self._text, parent) if parent else self._text)
+
+    @cached_property
+    def _dynamic_ropes(self) -> list[nn.Module]:
+        return [m for m in self._text.modules() if isinstance(m, DynamicNTKScalingRoPE)]
+
+    def _missing(self, layer: int) -> str | None:
+        """Why a layer has no projection that an edit could change, or None."""
+        try:
+            module = find_module(self.layers[layer], self.architecture.down)
+        except RomeError:
+            return f"layer {layer} is a mixture of experts, without one output projection"
+        while "linear" in module:  # an adapter
+            module = module.linear
+        if not isinstance(module, nn.Linear | nn.QuantizedLinear):
+            return (f"the output projection of layer {layer} is a {type(module).__name__}, to which "
+                    "no low-rank change can be added")
+        return None
 
     def _mask(self, layer: nn.Module, tokens: int, prefix: Prefix):
-        sliding = self.architecture.sliding
-        window = self._window if sliding and attrgetter(sliding)(layer) else None
+        window = self.architecture.window
+        window = window(self._text, layer) if window else None
         if window is not None and prefix.length + tokens <= window:
             window = None
         if prefix.padding is not None:
@@ -157,5 +209,5 @@ class Decoder:
 
     def _grouped(self, layer: nn.Module) -> bool:
         """Whether attention scores are (rows, groups, heads of a group, tokens, tokens)."""
-        return (self.architecture.mask_array
-                and find_module(layer, self.architecture.attention).repeats > 1)
+        attention = find_module(layer, self.architecture.attention)
+        return self.architecture.mask_array and getattr(attention, "repeats", 1) > 1

@@ -20,10 +20,13 @@ def hooked(module: nn.Module, *, before: Transform | None = None, after: Transfo
     """Pass `module`'s first input through `before` and its output through `after`."""
     cls = type(module)
 
-    def call(self, x, *args, **kwargs):
-        if before is not None:
-            x = before(x)
-        out = cls.__call__(self, x, *args, **kwargs)
+    def call(self, *args, **kwargs):
+        if before is not None and args:
+            args = (before(args[0]), *args[1:])
+        elif before is not None:  # some models name their inputs
+            first = next(iter(kwargs))
+            kwargs = {**kwargs, first: before(kwargs[first])}
+        out = cls.__call__(self, *args, **kwargs)
         return out if after is None else after(out)
 
     module.__class__ = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import MODEL_REMAPPING
 
 from . import gguf_import
-from .architectures import architecture, check_type, model_type
+from .architectures import check_type, model_type, text_model
 from .data_files import cache_directory
 from .errors import RomeError
 
@@ -50,7 +50,7 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
     except Exception as error:  # whatever a damaged model leads to
         raise RomeError(_load_failure(source, adapter, error)) from error
     model = loaded[0]
-    architecture(model)
+    text_model(model)
     if dtype == "auto":
         dtype = "stored" if mx.default_device() == mx.gpu else "float32"
     if dtype != "stored":

@@ -173,5 +173,5 @@ def _positions(token_range, begin: int, end: int, tokens: int) -> list[int]:
 
 def _rows(decoder: Decoder, tokens: int, memory: float) -> int:
     """How many rows fit: about six MLP-wide and eight residual-wide float arrays at once."""
-    width = 6 * weight_shape(decoder.module(0, "down"))[1] + 8 * decoder.dim
+    width = 6 * weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1] + 8 * decoder.dim
     return max(1, int(memory * 1e9 / (4 * width * max(1, tokens))))

@@ -1,0 +1,265 @@
+"""Every row of the table of architectures keeps what the rest of the package promises.
+
+Tiny random models from mlx-lm's own ModelArgs, in float32 and in 4 bits. A new dense model in
+mlx-lm needs one row in the table, and what its ModelArgs ask for in tiny.py.
+"""
+
+import ast
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from mlx.utils import tree_flatten
+from tiny import VOCABULARY, arguments, tiny_model
+
+import rome_mlx as rm
+from rome_mlx.architectures import SUPPORTED
+from rome_mlx.decoder import Decoder, Prefix
+from rome_mlx.editing.key import read_keys
+from rome_mlx.editing.value import _logits, _rows, _suffixes
+from rome_mlx.loading import weight, weight_shape
+from rome_mlx.refused import REFUSED
+
+LAYER = 1
+REQUEST = rm.EditRequest("ab {} is", "cd", "xy")
+TEMPLATES = ["{}", "qrs. {}"]
+TOKENIZER = FakeTokenizer()
+
+
+@dataclass
+class Case:
+    """A tiny model, its decoder, and an edit computed on it."""
+
+    kind: str
+    bits: int
+    model: nn.Module
+    decoder: Decoder
+    before: dict
+    value: np.ndarray  # v*, what the edit is to make the MLP say
+    edit: rm.Edit
+
+
+@pytest.fixture(scope="module", params=[(kind, bits) for kind in sorted(SUPPORTED)
+                                        for bits in (32, 4)],
+                ids=lambda p: f"{p[0]}-{'float32' if p[1] == 32 else '4bit'}")
+def case(request):
+    kind, bits = request.param
+    model = tiny_model(kind)
+    if bits == 4:
+        nn.quantize(model, group_size=32, bits=4, class_predicate=_quantizable)
+    decoder, before, found = Decoder(model), arrays(model), []
+
+    def record(*args, **options):
+        found.extend(optimize(*args, **options))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        from rome_mlx.editing import rome
+
+        optimize = rome.optimize_values
+        patch.setattr(rome, "optimize_values", record)
+        width = weight_shape(decoder.module(LAYER, "down"))[1]
+        edit = rm.rome(model, TOKENIZER, REQUEST, LAYER, moments={LAYER: spd(width)},
+                       context_templates=TEMPLATES, hyperparameters={"v_num_grad_steps": 3})
+    return Case(kind, bits, model, decoder, before, found[0].initial + found[0].delta, edit)
+
+
+def _quantizable(_, module) -> bool:
+    return hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0
+
+
+def spd(dim: int) -> np.ndarray:
+    x = np.random.RandomState(0).randn(2 * dim, dim)
+    return x.T @ x / len(x)
+
+
+def arrays(model) -> dict:
+    return {name: np.array(w) for name, w in tree_flatten(model.parameters())}
+
+
+def ids(rows: int, tokens: int) -> mx.array:
+    return mx.array(np.random.RandomState(0).randint(0, VOCABULARY, (rows, tokens)))
+
+
+def staged(decoder: Decoder, tokens: mx.array, begin=0, prefixes=None) -> mx.array:
+    h = decoder.enter(decoder.embed(tokens), begin)
+    return decoder.logits(decoder.run(h, prefixes=prefixes))
+
+
+def differ(one, other) -> float:
+    """Largest difference over the largest number: products of other shapes round differently."""
+    one, other = np.array(one, np.float64), np.array(other, np.float64)
+    assert one.shape == other.shape
+    return np.abs(one - other).max() / np.abs(other).max()
+
+
+def test_stages_equal_the_model(case):
+    for tokens in (1, 15):
+        text = ids(2, tokens)
+        assert differ(staged(case.decoder, text), case.model(text)) <= 1e-6
+
+
+def test_a_reused_prefix_equals_the_full_run(case):
+    text, prefixes = ids(2, 15), case.decoder.prefixes()
+    staged(case.decoder, text[:, :9], prefixes=prefixes)
+    for begin, end in ((9, 15), (4, 15), (8, 9)):
+        rest = staged(case.decoder, text[:, begin:end], begin, [p.upto(begin) for p in prefixes])
+        assert differ(rest, case.model(text[:, :end])[:, begin:]) <= 1e-5
+
+
+def test_rows_with_prefixes_of_different_lengths_equal_each_row_alone(case):
+    lengths, text = [2, 8, 5], ids(3, 12)
+    alone = []
+    for row, length in enumerate(lengths):
+        prefixes = case.decoder.prefixes()
+        staged(case.decoder, text[row: row + 1, :length], prefixes=prefixes)
+        alone.append([p.upto(length) for p in prefixes])
+    padding = [max(lengths) - length for length in lengths]
+    together = [Prefix(*(mx.concatenate([mx.pad(x, [(0, 0), (0, 0), (n, 0), (0, 0)])
+                                         for x, n in zip(parts, padding, strict=True)])
+                         for parts in zip(*((p.keys, p.values) for p in layer), strict=True)),
+                       mx.array(padding)) for layer in zip(*alone, strict=True)]
+    suffix = mx.stack([text[row, n: n + 4] for row, n in enumerate(lengths)])
+    logits = staged(case.decoder, suffix, mx.array(lengths), together)
+    for row, n in enumerate(lengths):
+        own = case.model(text[row: row + 1, : n + 4])[0, n:]
+        assert differ(logits[row], own) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attn"])
+def test_restoring_states_of_an_uncorrupted_run_recovers_everything(case, kind):
+    trace = rm.trace(case.model, TOKENIZER, REQUEST.fact, kind=kind, samples=1, noise=0, window=2)
+    assert trace.corrupted_prob == pytest.approx(trace.clean_prob, rel=1e-4)
+    np.testing.assert_allclose(trace.scores, trace.clean_prob, rtol=1e-4)
+
+
+def test_restoring_the_mlp_in_the_models_own_forward_gives_the_traced_score(case):
+    trace = rm.trace(case.model, TOKENIZER, REQUEST.fact, kind="mlp", samples=1, noise=1.0,
+                     window=1, token_range="subject_last")
+    begin, end = trace.subject_range
+    noise = mx.array(np.random.RandomState(1).randn(1, end - begin, case.decoder.dim),
+                     dtype=mx.float32)
+    path = case.decoder.path(LAYER, "mlp")
+    embedding = next(name for name, module in case.model.named_modules()
+                     if module is case.decoder.embedding)
+    with rm.intercept(case.model, keep=[path]) as clean:
+        case.model(mx.array([trace.input_ids]))
+
+    def corrupt(h):
+        return mx.concatenate([h[:, :begin], h[:, begin:end] + noise, h[:, end:]], axis=1)
+
+    def restore(out):
+        kept = clean[path][:, end - 1: end]
+        return mx.concatenate([out[:, : end - 1], kept, out[:, end:]], axis=1)
+
+    with rm.intercept(case.model, replace={embedding: corrupt, path: restore}):
+        logits = case.model(mx.array([trace.input_ids]))[0, -1]
+    expected = mx.softmax(logits)[trace.answer_id].item()
+    assert trace.scores[0, LAYER] == pytest.approx(expected, rel=1e-3)
+
+
+def subject_end(case) -> tuple[mx.array, int]:
+    encoded = rm.tokens.encode(TOKENIZER, REQUEST.text)
+    return mx.array([encoded.ids]), encoded.range(*REQUEST.subject_span)[1] - 1
+
+
+def test_the_key_read_is_what_the_down_projection_multiplies(case):
+    down, path = case.decoder.module(LAYER, "down"), case.decoder.path(LAYER, "down")
+    text, last = subject_end(case)
+    with rm.intercept(case.model, keep=[path], keep_inputs=[path]) as seen:
+        case.model(text)
+    read = read_keys(case.decoder, TOKENIZER, [(REQUEST.text, REQUEST.subject_span)], LAYER)
+    assert differ(read.keys[0], seen[path + ":input"][0, last]) <= 1e-5
+    product = np.array(weight(down), np.float64) @ read.keys[0]
+    if "bias" in down:
+        product += np.array(down.bias)
+    assert differ(product, seen[path][0, last]) <= 1e-5
+    assert differ(read.outputs[0], seen[path][0, last]) <= 1e-5
+
+
+def test_the_edited_model_computes_the_value_at_the_key(case):
+    path, (text, last) = case.decoder.path(LAYER, "mlp"), subject_end(case)
+    with case.edit.applied(case.model), rm.intercept(case.model, keep=[path]) as seen:
+        case.model(text)
+    assert differ(seen[path][0, last], case.value) <= 1e-4
+
+
+def test_the_gradient_is_of_delta_and_right(case):
+    rows = _rows(TOKENIZER, [REQUEST], TEMPLATES)
+    suffixes = _suffixes(case.decoder, rows, LAYER)
+    random = np.random.RandomState(1)
+    away = mx.array(random.randn(1, case.decoder.dim), dtype=mx.float32)
+    weights = mx.array(random.randn(VOCABULARY), dtype=mx.float32)
+
+    def loss(delta):
+        return (_logits(case.decoder, suffixes, LAYER, delta, "mlp") @ weights).sum()
+
+    gradient = mx.grad(loss)(away)
+    size = mx.linalg.norm(gradient).item()
+    assert np.isfinite(size) and size > 0
+    along = gradient / size
+    step = 0.005  # small: a mixture's choice of experts must not change on the way
+    slope = (loss(away + step * along) - loss(away - step * along)).item() / (2 * step)
+    assert slope == pytest.approx(size, rel=0.05)
+
+
+def test_reverting_restores_every_array_bit_for_bit(case):
+    with case.edit.applied(case.model):
+        changed = arrays(case.model)
+    after = arrays(case.model)
+    assert case.before.keys() == after.keys()
+    assert all(np.array_equal(case.before[name], after[name]) for name in after)
+    assert any(name not in case.before or not np.array_equal(case.before[name], changed[name])
+               for name in changed)
+
+
+def test_the_saved_adapter_in_mlx_lm_gives_the_applied_edits_logits(case, tmp_path):
+    save(case, tmp_path / "model")
+    case.edit.save(tmp_path / "edit")
+    loaded, _ = mlx_lm.load(str(tmp_path / "model"), adapter_path=str(tmp_path / "edit"))
+    plain, _ = mlx_lm.load(str(tmp_path / "model"))
+    text, _ = subject_end(case)
+    with case.edit.applied(case.model):
+        applied = case.model(text)
+    assert differ(plain(text), case.model(text)) <= 1e-6
+    assert differ(loaded(text), applied) <= 1e-4
+    assert differ(applied, case.model(text)) > 1e-3
+
+
+def save(case, directory: Path) -> None:
+    """Write a case's model as mlx-lm does, with a tokenizer beside it."""
+    directory.mkdir()
+    config = arguments(case.kind)
+    if case.bits == 4:
+        config["quantization"] = {"group_size": 32, "bits": 4}
+    (directory / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(directory / "model.safetensors"),
+                        dict(tree_flatten(case.model.parameters())), {"format": "mlx"})
+    TOKENIZER.save_pretrained(directory)
+
+
+def defined_types() -> set[str]:
+    """Stems of the files in the installed mlx_lm/models that define or import a Model."""
+    found = set()
+    for path in Path(find_spec("mlx_lm.models").origin).parent.glob("*.py"):
+        names = {alias.asname or alias.name if isinstance(node, ast.ImportFrom) else node.name
+                 for node in ast.parse(path.read_text("utf-8")).body
+                 for alias in (node.names if isinstance(node, ast.ImportFrom) else [None])
+                 if isinstance(node, ast.ImportFrom | ast.ClassDef)}
+        if "Model" in names:
+            found.add(path.stem)
+    return found
+
+
+def test_every_model_type_of_mlx_lm_is_supported_or_refused_with_a_reason():
+    assert not set(SUPPORTED) & set(REFUSED)
+    unknown = defined_types() - set(SUPPORTED) - set(REFUSED)
+    assert not unknown, f"give these a row in architectures.py or a reason: {sorted(unknown)}"
+    assert not (set(SUPPORTED) | set(REFUSED)) - defined_types()
