@@ -46,13 +46,14 @@ GRID = [
     {"kl_factor": 0.0}, {"kl_factor": 0.5},
     {"ridge": 1e-2}, {"ridge": 1e-1},
     *({"layer": 5, "clamp_norm_factor": clamp} for clamp in (2.0, 3.0)),
-    {"layer": 6, "clamp_norm_factor": 2.0}, {"layer": 6, "lengths": LONG},
-    {"layer": 5, "lengths": LONG, "clamp_norm_factor": 2.0},
+    *({"layer": 6, "clamp_norm_factor": clamp} for clamp in (2.0, 3.0)),
+    {"layer": 6, "lengths": LONG},
+    *({"layer": layer, "lengths": LONG, "clamp_norm_factor": 2.0} for layer in (5, 6)),
     *({"layer": 5, "lengths": [[5, a], [5, b]]} for a, b in ((5, 10), (10, 20))),
     *({"layer": layer, "kl_factor": 0.0, "v_weight_decay": 0.0} for layer in (4, 5)),
     {"layer": 5, "kl_factor": 0.0, "v_weight_decay": 0.0, "lengths": LONG},
 ]
-ROUNDS = ((3, None), (10, 10), (30, 5), (None, 3))  # (cases, configurations)
+ROUNDS = ((3, None), (10, 5), (None, 3))  # (cases, configurations)
 
 
 def main() -> None:

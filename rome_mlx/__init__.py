@@ -1,6 +1,7 @@
 """Locate, edit and verify facts in language models on Apple MLX."""
 
 from . import blas  # noqa: F401  a fast BLAS has to be there before mlx is
+from .collapse import Guard, Health
 from .editing.adapter import load_edit
 from .editing.alphaedit import alphaedit
 from .editing.edit import Edit, LowRank, stack
@@ -31,7 +32,7 @@ from .verify import Verification, verify
 
 __all__ = [
     "AlphaEditHyperparameters", "AverageEffects", "Edit", "EditRequest",
-    "EmmetHyperparameters", "Fact", "FineTuneHyperparameters", "Hyperparameters",
+    "EmmetHyperparameters", "Fact", "FineTuneHyperparameters", "Guard", "Health", "Hyperparameters",
     "LoraHyperparameters", "LowRank", "MemitHyperparameters", "Moments", "RomeError",
     "SecondMoment", "Trace", "Verification", "activation_patching", "alphaedit",
     "average_effects", "emmet", "finetune", "finetune_l", "in_sequence", "intercept", "load",

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import sys
 import time
 
 from ..errors import RomeError
@@ -56,6 +57,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    from ..collapse import Guard
     from ..decoder import Decoder
     from ..editing.adapter import check_destination
     from ..editing.hyperparameters import hyperparameters
@@ -74,6 +76,7 @@ def run(args) -> int:
     model, tokenizer = load_model(args)
     hp = hyperparameters(given, args.method, Decoder(model))
     groups = [[case] for case in cases] if args.method in ONE_BY_ONE else [cases]
+    guard = Guard(model, tokenizer) if len(cases) > 1 else None
     results, edits, found, started = [], [], [], time.monotonic()
     try:
         for group in groups:
@@ -84,8 +87,9 @@ def run(args) -> int:
                         for result in written]
             found += written
             edits.append(written[0].edit)
-            if group is not groups[-1]:
+            if len(cases) > 1:
                 edits[-1].apply(model)
+        health = guard and _tell_health(guard)
     finally:
         for edit in reversed(edits):
             if edit.is_applied(model):
@@ -97,7 +101,8 @@ def run(args) -> int:
         edit_report(found, args.report, adapter=args.save_path)
         print(f"\nReport in {args.report}")
     write_json(args.json, results[0] if args.requests is None else
-               {"edits": results, "seconds": time.monotonic() - started})
+               {"edits": results, "health": health and health.to_json(),
+                "seconds": time.monotonic() - started})
     return 0 if all(result["written"] for result in results) else 1
 
 
@@ -112,6 +117,16 @@ def _edit(model, tokenizer, cases, args, hp) -> list:
     for result in found:
         story.end(result)
     return found
+
+
+def _tell_health(guard):
+    health = guard.check()
+    print(f"\nTogether: perplexity on a neutral text {health.perplexity_before:.1f} → "
+          f"{health.perplexity:.1f}; weights grew to {max(health.growth.values()):.3f} times "
+          "at most")
+    for warning in health.warnings():
+        print(f"rome-mlx: {warning}", file=sys.stderr)
+    return health
 
 
 def _save(args, edits) -> None:

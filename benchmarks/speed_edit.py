@@ -1,0 +1,216 @@
+"""Seconds a ROME edit, 11 templates and 20 steps, and MEMIT of many requests beside ROME's.
+
+Beside the edit the plain way of finding the value: the whole model on the whole prompts at every
+step, in MLX with the same BLAS and, where it is installed, in PyTorch with transformers. Beside
+MEMIT as many ROME edits, each method with its own published number of templates: 20 requests, of
+which ROME writes three and the time is scaled (full: 100, and all of them).
+"""
+
+import sys
+
+import numpy as np
+from timing import mx, seconds
+
+import rome_mlx as rm
+from rome_mlx.decoder import Decoder
+from rome_mlx.editing import rome as rome_module
+from rome_mlx.editing import value as value_module
+from rome_mlx.editing.templates import context_templates, memit_templates
+from rome_mlx.editing.value import Value, optimize_values
+from rome_mlx.hooks import hooked
+from rome_mlx.loading import weight, weight_shape
+from rome_mlx.moments.lookup import moment_matrix
+
+LAYER, TEMPLATES, LAYERS = 8, 11, [4, 5, 7, 8]
+REQUEST = rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+CITIES = ("Rome", "Athens", "Oslo", "Lima", "Cairo", "Tokyo", "Boston", "Dublin", "Vienna", "Delhi")
+
+
+def rows(full: bool, repeats: int) -> list[dict]:
+    """The edit by value and the batch by count: ours, the direct way and PyTorch's."""
+    model, tokenizer = rm.load(dtype="float32")
+    return [_edit(model, tokenizer, repeats), _batch(model, tokenizer, full)]
+
+
+def _edit(model, tokenizer, repeats: int) -> dict:
+    templates = context_templates(model, tokenizer)[:TEMPLATES]
+    moments = {LAYER: moment_matrix(model, tokenizer, LAYER)}
+    hp = rm.Hyperparameters(v_stop=0.0)  # all the steps
+    found = {}
+
+    def edit(name):
+        found[name] = rm.rome(model, tokenizer, REQUEST, LAYER, moments=moments,
+                              context_templates=templates, hyperparameters=hp).right_vector
+
+    ours_s = seconds(lambda: edit("ours"), repeats)
+    rome_module.optimize_values = _plain
+    try:
+        direct_s = seconds(lambda: edit("direct"), 3)
+    finally:
+        rome_module.optimize_values = optimize_values
+    torch_s, delta = _torch_seconds(model, tokenizer, templates, hp)
+    ours = optimize_values(Decoder(model), tokenizer, [REQUEST], templates, LAYER, hp)[0].delta
+    row = {"name": "rome", "ours_s": ours_s, "direct_s": direct_s, "torch_s": torch_s,
+           "direct_ratio": direct_s / ours_s, "torch_ratio": torch_s and torch_s / ours_s,
+           "necessary_gflop": _necessary_gflop(Decoder(model), tokenizer, templates, hp),
+           "cosine_direct": _cosine(found["ours"], found["direct"]),
+           "cosine_torch": None if delta is None else _cosine(ours, delta)}
+    print(f"rome: {ours_s:.1f} s, direct {direct_s:.1f} s, PyTorch {torch_s or 'absent'} s",
+          file=sys.stderr)
+    return row
+
+
+def _batch(model, tokenizer, full: bool) -> dict:
+    count = 100 if full else 20
+    requests = [rm.EditRequest(REQUEST.prompt, f"The {name} {kind}", CITIES[i % len(CITIES)])
+                for i, (name, kind) in enumerate(
+                    (name, kind) for kind in ("Tower", "Bridge", "Museum", "Palace", "Garden")
+                    for name in ("Old", "Royal", "Red", "Northern", "Harbour", "Crystal", "Iron",
+                                 "Silver", "King's", "Marble", "Green", "Stone", "Golden", "Little",
+                                 "Great", "White", "Lion's", "Glass", "Clock", "River"))][:count]
+    moments = {layer: moment_matrix(model, tokenizer, layer) for layer in LAYERS}
+    many, one = memit_templates(model, tokenizer), context_templates(model, tokenizer)
+    written = requests if full else requests[:3]
+    ours_s = seconds(lambda: rm.memit(
+        model, tokenizer, requests, LAYERS, moments=moments, context_templates=many,
+        hyperparameters={"v_num_grad_steps": 20, "update_weight": 20.0}), 1)
+    direct_s = count / len(written) * seconds(lambda: [rm.rome(
+        model, tokenizer, request, LAYER, moments=moments, context_templates=one,
+        hyperparameters="published") for request in written], 1)
+    decoder, hp = Decoder(model), rm.Hyperparameters()
+    print(f"memit: {count} requests {ours_s:.1f} s, by ROME {direct_s:.1f} s", file=sys.stderr)
+    return {"name": f"memit {count}", "ours_s": ours_s, "direct_s": direct_s, "torch_s": None,
+            "direct_ratio": direct_s / ours_s, "torch_ratio": None, "rome_edits": len(written),
+            "necessary_gflop": sum(_necessary_gflop(decoder, tokenizer, many, hp, request)
+                                   for request in requests)}
+
+
+def _prepared(tokenizer, templates, layer: int):
+    """Padded ids, the subject's and the targets' positions, the targets; the KL's row is last."""
+    rows = value_module._rows(tokenizer, [REQUEST], templates)
+    width = max(len(row.ids) for row in rows)
+    ids = np.array([row.ids + [0] * (width - len(row.ids)) for row in rows])
+    at = np.array([row.begin - 1 for row in rows[:-1]])  # one token a target
+    return ids, np.array([row.subject for row in rows]), at, np.array(
+        [row.target[0] for row in rows[:-1]])
+
+
+def _plain(decoder, tokenizer, requests, templates, layer, hp, part="mlp", report=None):
+    """`optimize_values` for REQUEST: every step runs the whole model on the whole prompts."""
+    ids, subjects, at, targets = (mx.array(x) for x in _prepared(tokenizer, templates, layer))
+    row, count, seen = mx.arange(len(ids)), len(targets), {}
+    place = (mx.arange(ids.shape[1])[None] == subjects[:, None])[..., None]
+
+    def logits(delta):
+        def add(out):
+            seen["initial"] = out[0, subjects[0]]
+            return out + place * delta
+
+        with hooked(decoder.module(layer, part), after=add):
+            return decoder.model(ids)
+
+    log_p = _mlx_log_softmax(logits(mx.zeros(decoder.dim))[count, subjects[count]])
+    initial, delta = seen["initial"], mx.zeros(decoder.dim)
+    scale, optimizer, losses = mx.linalg.norm(initial), value_module._adam(hp.v_lr), []
+    mx.eval(log_p, initial, scale)
+
+    def loss(delta):
+        out = logits(delta)
+        new = _mlx_log_softmax(out[row[:count], at])
+        kl = _mlx_log_softmax(out[count, subjects[count]])
+        return (-new[row[:count], targets].mean()
+                + hp.kl_factor * (mx.exp(kl) * (kl - log_p)).sum()
+                + hp.v_weight_decay * mx.sqrt(mx.maximum((delta * delta).sum(), 1e-30)) / scale**2)
+
+    for i in range(hp.v_num_grad_steps):
+        total, gradient = mx.value_and_grad(loss)(delta)
+        mx.eval(total, gradient)
+        losses.append({"step": i, "total": total.item()})
+        if i < hp.v_num_grad_steps - 1:
+            delta = optimizer.apply_gradients({"delta": gradient}, {"delta": delta})["delta"]
+            delta = delta * mx.minimum(1, hp.clamp_norm_factor * scale / mx.linalg.norm(delta))
+    return [Value(np.array(delta, np.float64), np.array(initial, np.float64), losses)]
+
+
+def _mlx_log_softmax(x):
+    return x - mx.logsumexp(x, axis=-1, keepdims=True)
+
+
+def _torch_seconds(model, tokenizer, templates, hp):
+    """(seconds of the value's optimisation, δ) in PyTorch, the plain way; None where absent."""
+    try:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        print("PyTorch with transformers is not installed: left out", file=sys.stderr)
+        return None, None
+    peer = _torch_model(model, torch, LlamaConfig, LlamaForCausalLM)
+    ids, subjects, at, targets = (torch.tensor(x) for x in _prepared(tokenizer, templates, LAYER))
+    row, count, found = torch.arange(len(ids)), len(targets), []
+
+    def optimize():
+        delta, seen = torch.zeros(peer.config.hidden_size, requires_grad=True), {}
+
+        def add(module, given, out):
+            seen["initial"] = out[0, subjects[0]].detach()
+            out = out.clone()
+            out[row, subjects] += delta
+            return out
+
+        handle = peer.model.layers[LAYER].mlp.register_forward_hook(add)
+        optimizer, before = torch.optim.Adam([delta], lr=hp.v_lr), None
+        for i in range(hp.v_num_grad_steps):
+            out = torch.log_softmax(peer(input_ids=ids, use_cache=False).logits, dim=-1)
+            kl = out[count, subjects[count]]
+            before = kl.detach() if before is None else before
+            scale = seen.setdefault("scale", seen["initial"].norm())
+            decay = hp.v_weight_decay * delta.norm() / scale**2 if i else 0.0
+            loss = (-out[row[:count], at, targets].mean()
+                    + hp.kl_factor * (kl.exp() * (kl - before)).sum() + decay)
+            if i == hp.v_num_grad_steps - 1:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                delta *= min(1.0, float(hp.clamp_norm_factor * scale / delta.norm()))
+        handle.remove()
+        found[:] = [delta.detach().double().numpy()]
+
+    return seconds(optimize, 3), found[0]
+
+
+def _torch_model(model, torch, LlamaConfig, LlamaForCausalLM):
+    """The same weights in transformers, frozen."""
+    args = model.args
+    peer = LlamaForCausalLM(LlamaConfig(
+        hidden_size=args.hidden_size, num_hidden_layers=args.num_hidden_layers,
+        intermediate_size=args.intermediate_size, num_attention_heads=args.num_attention_heads,
+        num_key_value_heads=args.num_key_value_heads, rms_norm_eps=args.rms_norm_eps,
+        vocab_size=args.vocab_size, rope_parameters={"rope_type": "default",
+                                                     "rope_theta": args.rope_theta},
+        max_position_embeddings=args.max_position_embeddings, tie_word_embeddings=True))
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, parameter in peer.named_parameters():
+            module = modules[name.removesuffix(".weight")]
+            values = weight(module) if parameter.ndim == 2 else module.weight
+            parameter.copy_(torch.tensor(np.array(values)))
+    return peer.eval().requires_grad_(False)
+
+
+def _necessary_gflop(decoder, tokenizer, templates, hp, request=REQUEST) -> float:
+    """Matrix products of the steps, forward and back to δ: each row from the subject's last token
+    on, from the layer up, and the vocabulary where it is read."""
+    rows = value_module._rows(tokenizer, [request], templates)
+    numbers = sum(np.prod(weight_shape(m)) for _, m in decoder.layers[0].named_modules()
+                  if "weight" in m and m.weight.ndim == 2)
+    tokens = sum(len(row.ids) - row.subject if row.target else 1 for row in rows)
+    read = sum(max(1, len(row.target)) for row in rows)
+    step = 2 * numbers * (len(decoder.layers) - LAYER) * tokens \
+        + 2 * np.prod(weight_shape(decoder.embedding)) * read
+    return 2 * float(step) * hp.v_num_grad_steps / 1e9
+
+
+def _cosine(one, other) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))

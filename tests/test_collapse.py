@@ -1,0 +1,78 @@
+"""Watching a model that takes one edit after another."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from fakes import FakeTokenizer
+from tiny import tiny_model
+
+import rome_mlx as rm
+from rome_mlx.collapse import NORM_LIMIT, PERPLEXITY_LIMIT, Guard, perplexity
+from rome_mlx.data_files import read_lines
+from rome_mlx.editing.edit import dense
+from rome_mlx.hooks import find_module
+from rome_mlx.loading import weight as dequantized
+
+PATH = "model.layers.1.mlp.down_proj"
+REQUEST = rm.EditRequest("{} was", "a long subject", "b")
+
+
+def edit_of(change):
+    """An edit that adds `change` (d_in, d_out), transposed, to the weight."""
+    return rm.Edit("rome", [REQUEST], {PATH: dense(change)}, [1])
+
+
+def test_perplexity_is_that_of_every_line_read_alone():
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    nll = []
+    for line in read_lines("neutral.txt"):
+        ids = mx.array([tokenizer.encode(line)[:64]])
+        logits = model(ids)[0, :-1]
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        nll += (-mx.take_along_axis(log_p, ids[0, 1:, None], axis=1)[:, 0]).tolist()
+    assert perplexity(model, tokenizer) == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
+
+
+def test_growth_counts_all_applied_edits_together():
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    weight = np.array(find_module(model, PATH).weight, np.float64)
+    guard, half = Guard(model, tokenizer), edit_of(0.5 * weight.T)
+    back = edit_of(-0.5 * weight.T)
+    half.apply(model)
+    assert guard.check().growth[PATH] == pytest.approx(1.5, rel=1e-6)
+    back.apply(model)
+    health = guard.check()
+    assert health.edits == 2 and health.growth[PATH] == pytest.approx(1, rel=1e-6)
+    assert health.perplexity == pytest.approx(health.perplexity_before, rel=1e-4)
+
+
+def test_a_model_without_edits_raises_no_warning():
+    health = Guard(tiny_model("llama"), FakeTokenizer()).check()
+    assert health.edits == 0 and health.growth == {} and health.warnings() == []
+
+
+def test_past_either_limit_a_warning_names_the_value_and_the_remedy():
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    weight = np.array(find_module(model, PATH).weight, np.float64)
+    guard = Guard(model, tokenizer)
+    guard.before = perplexity(model, tokenizer) / (1.01 * PERPLEXITY_LIMIT)
+    with edit_of(1e-6 * weight.T).applied(model):
+        only, = guard.check().warnings()
+    assert "perplexity" in only and "take edits back" in only
+    guard = Guard(model, tokenizer)
+    guard.before *= 100
+    with edit_of((NORM_LIMIT - 0.99) * weight.T).applied(model):
+        only, = guard.check().warnings()
+    assert PATH in only and f"limit {NORM_LIMIT}" in only and "memit" in only
+
+
+def test_a_quantized_weight_is_measured_with_its_side_adapter():
+    model, tokenizer = tiny_model("llama", hidden_size=64, intermediate_size=64), FakeTokenizer()
+    nn.quantize(model, group_size=32, bits=4)
+    change = np.array(dequantized(find_module(model, PATH)), np.float64).T
+    guard = Guard(model, tokenizer)
+    with edit_of(change).applied(model):
+        health = guard.check()
+    assert health.growth[PATH] == pytest.approx(2, rel=1e-4)
+    assert health.perplexity != health.perplexity_before
