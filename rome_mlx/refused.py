@@ -36,6 +36,8 @@ _REASONS = {
         "phi3small",
 }
 
+NO_ROW = "the table in rome_mlx/architectures.py has no row for it"
+
 #: stem of mlx-lm's model file -> one clause that says why it is not supported
 REFUSED: dict[str, str] = {kind: reason for reason, kinds in _REASONS.items()
                            for kind in kinds.split()}
