@@ -7,6 +7,7 @@ as in `model.named_modules()`, layer parts relative to the layer. What has no ro
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -249,9 +250,10 @@ def check_type(kind: str) -> Architecture | Wrapper:
     return SUPPORTED[kind]
 
 
-def installed_types() -> set[str]:
+@cache
+def installed_types() -> frozenset[str]:
     """Stems of the files in the installed mlx_lm/models that define a model. Nothing is imported:
-    some of them end Python where another package is missing."""
+    one of them ends Python where another package is missing."""
     found = set()
     for path in Path(find_spec("mlx_lm.models").origin).parent.glob("*.py"):
         for node in ast.parse(path.read_text("utf-8")).body:
@@ -259,7 +261,7 @@ def installed_types() -> set[str]:
                      if isinstance(node, ast.ImportFrom) else [getattr(node, "name", None)])
             if "Model" in names:
                 found.add(path.stem)
-    return found
+    return frozenset(found)
 
 
 def text_model(model: nn.Module) -> tuple[str, nn.Module, Architecture]:

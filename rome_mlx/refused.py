@@ -30,7 +30,7 @@ _REASONS = {
         "longcat_flash longcat_flash_ngram",
     "some of its layers have no attention or no MLP":
         "nemotron-nas",
-    "mlx-lm's file for it asks for another package and ends Python where that is missing":
+    "mlx-lm's own code for it fails on any text of more than one token":
         "olmo",
     "its block-sparse attention in mlx-lm lets tokens see later ones of their block":
         "phi3small",

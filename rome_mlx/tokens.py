@@ -38,7 +38,11 @@ def encode(tokenizer, text: str) -> Encoded:
     special = inner.bos_token is None or not text.startswith(inner.bos_token)
     if getattr(inner, "is_fast", False):
         out = inner(text, return_offsets_mapping=True, add_special_tokens=special)
-        return Encoded(text, list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]])
+        ids = list(out["input_ids"])
+        offsets = [(a, a) if token == "▁" and not text[a:b].isspace() else (a, b)  # put in front
+                   for token, (a, b) in zip(inner.convert_ids_to_tokens(ids),
+                                            out["offset_mapping"], strict=True)]
+        return Encoded(text, ids, offsets)
     ids = list(inner.encode(text, add_special_tokens=special))
     return Encoded(text, ids, _offsets_by_decoding(inner, text, ids))
 
