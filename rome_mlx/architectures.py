@@ -4,16 +4,20 @@ A row is all it takes to support a model. Keys are the stems of mlx-lm's model f
 as in `model.named_modules()`, layer parts relative to the layer. What has no row has a reason.
 """
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 from operator import attrgetter
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .errors import RomeError
 from .hooks import find_module
-from .refused import REFUSED
+from .refused import NO_ROW, REFUSED
 
 Function = Callable[[nn.Module, mx.array], mx.array]  # (model, array) -> array
 
@@ -68,7 +72,7 @@ class Wrapper:
 
     @property
     def traits(self) -> list[str]:
-        return [f"text model of type {self.of}" if self.of else "text model of a type above"]
+        return [f"text model under {self.path}" + (f", as {self.of}" if self.of else "")]
 
 
 def _by_flag(flag: str, length: str):
@@ -240,10 +244,24 @@ def model_type(model: nn.Module) -> str:
 def check_type(kind: str) -> Architecture | Wrapper:
     """The row of a model type. Raises RomeError that says why there is none, and lists them."""
     if kind not in SUPPORTED:
-        reason = REFUSED.get(kind, "the table in rome_mlx/architectures.py has no row for it")
+        reason = REFUSED.get(kind, NO_ROW)
         raise RomeError(f"model type {kind!r} is not supported: {reason}; supported are: "
                         + ", ".join(sorted(SUPPORTED)))
     return SUPPORTED[kind]
+
+
+@cache
+def installed_types() -> frozenset[str]:
+    """Stems of the files in the installed mlx_lm/models that define a model. Nothing is imported:
+    one of them ends Python where another package is missing."""
+    found = set()
+    for path in Path(find_spec("mlx_lm.models").origin).parent.glob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = ([alias.asname or alias.name for alias in node.names]
+                     if isinstance(node, ast.ImportFrom) else [getattr(node, "name", None)])
+            if "Model" in names:
+                found.add(path.stem)
+    return frozenset(found)
 
 
 def text_model(model: nn.Module) -> tuple[str, nn.Module, Architecture]:

@@ -191,8 +191,8 @@ class Decoder:
         while "linear" in module:  # an adapter
             module = module.linear
         if not isinstance(module, nn.Linear | nn.QuantizedLinear):
-            return (f"the output projection of layer {layer} is a {type(module).__name__}, to which "
-                    "no low-rank change can be added")
+            return (f"the output projection of layer {layer} is a {type(module).__name__}, to "
+                    "which no low-rank change can be added")
         return None
 
     def _mask(self, layer: nn.Module, tokens: int, prefix: Prefix):

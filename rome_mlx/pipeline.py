@@ -105,7 +105,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     found = [trace(model, tokenizer, request.fact, kind="mlp", samples=samples, noise=noise,
                    window=scaled_window(len(decoder.layers)), token_range="subject_last")
              for request in requests]
-    choice = (choose_layer(decoder, *found) if layer == "auto"
+    choice = (nearest_dense(decoder, choose_layer(decoder, *found)) if layer == "auto"
               else LayerChoice(layer, "given", "as asked"))
     tell("trace", {"trace": found[0], "choice": choice})
     where = layers_up_to(method, choice.layer, hyperparameters)
@@ -160,11 +160,20 @@ def usual_layer(decoder: Decoder) -> int:
     return depth_layer(decoder) if profile is None else profile["decisive_layer"]
 
 
+def nearest_dense(decoder: Decoder, choice: LayerChoice) -> LayerChoice:
+    """The choice, moved to the nearest layer that can be edited: mixtures of experts cannot."""
+    layer = min(decoder.dense_layers, key=lambda dense: abs(dense - choice.layer))
+    if layer == choice.layer:
+        return choice
+    return LayerChoice(layer, choice.source, f"{choice.reason}; layer {choice.layer} is a mixture "
+                       f"of experts, and {layer} is the nearest dense one")
+
+
 def stored_profile(decoder: Decoder) -> dict | None:
     """The averaged effects that come with the package for this model, if there are any."""
     for path in sorted(data_path().glob("profile-*.json")):
         profile = json.loads(path.read_text("utf-8"))
-        module = decoder.module(0, "down")
+        module = decoder.module(decoder.dense_layers[0], "down")
         if same(fingerprint(module), profile["fingerprint"]):
             return profile
     return None

@@ -30,11 +30,13 @@ _REASONS = {
         "longcat_flash longcat_flash_ngram",
     "some of its layers have no attention or no MLP":
         "nemotron-nas",
-    "mlx-lm's file for it asks for another package and ends Python where that is missing":
+    "mlx-lm's own code for it fails on any text of more than one token":
         "olmo",
     "its block-sparse attention in mlx-lm lets tokens see later ones of their block":
         "phi3small",
 }
+
+NO_ROW = "the table in rome_mlx/architectures.py has no row for it"
 
 #: stem of mlx-lm's model file -> one clause that says why it is not supported
 REFUSED: dict[str, str] = {kind: reason for reason, kinds in _REASONS.items()

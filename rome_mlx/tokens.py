@@ -4,11 +4,14 @@ Everything is read off the text as it is really tokenized, whole and with the to
 special tokens, from character offsets. Tokenizing the pieces on their own gives other tokens.
 """
 
+import re
 from dataclasses import dataclass
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .errors import RomeError
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,28 @@ def encode(tokenizer, text: str) -> Encoded:
     special = inner.bos_token is None or not text.startswith(inner.bos_token)
     if getattr(inner, "is_fast", False):
         out = inner(text, return_offsets_mapping=True, add_special_tokens=special)
-        return Encoded(text, list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]])
+        ids = list(out["input_ids"])
+        tokens = inner.convert_ids_to_tokens(ids)
+        return Encoded(text, ids, _own_characters(text, tokens, out["offset_mapping"]))
     ids = list(inner.encode(text, add_special_tokens=special))
     return Encoded(text, ids, _offsets_by_decoding(inner, text, ids))
+
+
+def _own_characters(text: str, tokens: list[str], offsets) -> list[tuple[int, int]]:
+    """Offsets where they say too much: a `▁` put in front of the text covers nothing of it, and of
+    byte tokens that share the offsets of several characters each covers its own."""
+    offsets = [(a, a) if token == "▁" and not text[a:b].isspace() else (a, b)
+               for token, (a, b) in zip(tokens, offsets, strict=True)]
+    begin = 0
+    while begin < len(tokens):
+        end, (a, b) = begin, offsets[begin]
+        while end < len(tokens) and offsets[end] == (a, b) and _BYTE.fullmatch(tokens[end]):
+            end += 1
+        if b - a > 1 and end - begin == len(text[a:b].encode()):
+            offsets[begin:end] = [(a + i, a + i + 1) for i, character in enumerate(text[a:b])
+                                  for _ in character.encode()]
+        begin = max(end, begin + 1)
+    return offsets
 
 
 def _offsets_by_decoding(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:

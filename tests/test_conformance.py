@@ -4,10 +4,8 @@ Tiny random models from mlx-lm's own ModelArgs, in float32 and in 4 bits. A new 
 mlx-lm needs one row in the table, and what its ModelArgs ask for in tiny.py.
 """
 
-import ast
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,10 +18,11 @@ from mlx.utils import tree_flatten
 from tiny import VOCABULARY, arguments, tiny_model
 
 import rome_mlx as rm
-from rome_mlx.architectures import SUPPORTED
+from rome_mlx.architectures import SUPPORTED, installed_types
 from rome_mlx.decoder import Decoder, Prefix
-from rome_mlx.editing.key import read_keys
-from rome_mlx.editing.value import _logits, _rows, _suffixes
+from rome_mlx.editing import rome, spread
+from rome_mlx.editing.key import read_keys, read_states
+from rome_mlx.editing.value import _logits, _rows, _suffixes, optimize_values
 from rome_mlx.loading import weight, weight_shape
 from rome_mlx.refused import REFUSED
 
@@ -33,11 +32,29 @@ TEMPLATES = ["{}", "qrs. {}"]
 TOKENIZER = FakeTokenizer()
 
 
+#: configurations beside the first one that tiny.py has for a type
+VARIANTS = {
+    "gpt_neox in sequence": ("gpt_neox", {"use_parallel_residual": False}),
+    "stablelm in parallel": ("stablelm", {"use_parallel_residual": True}),
+    "llama with windows": ("llama", {"sliding_window": 6, "layer_types": [
+        "sliding_attention", "full_attention"] * 2}),
+    "llama with a head": ("llama", {"tie_word_embeddings": False}),
+    "helium with a head": ("helium", {"tie_word_embeddings": False}),
+    "minicpm3 without": ("minicpm3", {"tie_word_embeddings": True}),
+    "afmoe unscaled": ("afmoe", {"mup_enabled": False}),
+    "exaone4 without windows": ("exaone4", {"sliding_window_pattern": None}),
+    "gemma4_text uncapped": ("gemma4_text", {"final_logit_softcapping": None}),
+    "hunyuan_v1_dense, multi-query": ("hunyuan_v1_dense", {"num_key_value_heads": 1}),
+    "gemma2, all heads": ("gemma2", {"num_key_value_heads": 4}),
+}
+CASES = {**{kind: (kind, {}) for kind in sorted(SUPPORTED)}, **VARIANTS}
+
+
 @dataclass
 class Case:
     """A tiny model, its decoder, and an edit computed on it."""
 
-    kind: str
+    config: dict
     bits: int
     model: nn.Module
     decoder: Decoder
@@ -46,29 +63,27 @@ class Case:
     edit: rm.Edit
 
 
-@pytest.fixture(scope="module", params=[(kind, bits) for kind in sorted(SUPPORTED)
-                                        for bits in (32, 4)],
+@pytest.fixture(scope="module", params=[(name, bits) for name in CASES for bits in (32, 4)],
                 ids=lambda p: f"{p[0]}-{'float32' if p[1] == 32 else '4bit'}")
 def case(request):
-    kind, bits = request.param
-    model = tiny_model(kind)
+    (kind, options), bits = CASES[request.param[0]], request.param[1]
+    options = {"intermediate_size": 64, **options}
+    model = tiny_model(kind, **options)
     if bits == 4:
         nn.quantize(model, group_size=32, bits=4, class_predicate=_quantizable)
     decoder, before, found = Decoder(model), arrays(model), []
 
     def record(*args, **options):
-        found.extend(optimize(*args, **options))
+        found.extend(optimize_values(*args, **options))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        from rome_mlx.editing import rome
-
-        optimize = rome.optimize_values
         patch.setattr(rome, "optimize_values", record)
         width = weight_shape(decoder.module(LAYER, "down"))[1]
         edit = rm.rome(model, TOKENIZER, REQUEST, LAYER, moments={LAYER: spd(width)},
                        context_templates=TEMPLATES, hyperparameters={"v_num_grad_steps": 3})
-    return Case(kind, bits, model, decoder, before, found[0].initial + found[0].delta, edit)
+    value = found[0].initial + found[0].delta
+    return Case(arguments(kind, **options), bits, model, decoder, before, value, edit)
 
 
 def _quantizable(_, module) -> bool:
@@ -236,7 +251,7 @@ def test_the_saved_adapter_in_mlx_lm_gives_the_applied_edits_logits(case, tmp_pa
 def save(case, directory: Path) -> None:
     """Write a case's model as mlx-lm does, with a tokenizer beside it."""
     directory.mkdir()
-    config = arguments(case.kind)
+    config = dict(case.config)
     if case.bits == 4:
         config["quantization"] = {"group_size": 32, "bits": 4}
     (directory / "config.json").write_text(json.dumps(config))
@@ -245,21 +260,28 @@ def save(case, directory: Path) -> None:
     TOKENIZER.save_pretrained(directory)
 
 
-def defined_types() -> set[str]:
-    """Stems of the files in the installed mlx_lm/models that define or import a Model."""
-    found = set()
-    for path in Path(find_spec("mlx_lm.models").origin).parent.glob("*.py"):
-        names = {alias.asname or alias.name if isinstance(node, ast.ImportFrom) else node.name
-                 for node in ast.parse(path.read_text("utf-8")).body
-                 for alias in (node.names if isinstance(node, ast.ImportFrom) else [None])
-                 if isinstance(node, ast.ImportFrom | ast.ClassDef)}
-        if "Model" in names:
-            found.add(path.stem)
-    return found
-
-
 def test_every_model_type_of_mlx_lm_is_supported_or_refused_with_a_reason():
     assert not set(SUPPORTED) & set(REFUSED)
-    unknown = defined_types() - set(SUPPORTED) - set(REFUSED)
+    unknown = installed_types() - set(SUPPORTED) - set(REFUSED)
     assert not unknown, f"give these a row in architectures.py or a reason: {sorted(unknown)}"
-    assert not (set(SUPPORTED) | set(REFUSED)) - defined_types()
+    assert not (set(SUPPORTED) | set(REFUSED)) - installed_types()
+
+
+@pytest.mark.parametrize("kind", ["llama", "granite", "minicpm", "gptj"])
+def test_memit_reaches_its_value_where_layers_scale_what_they_add(kind, monkeypatch):
+    found = []
+
+    def record(*args, **options):
+        found.extend(optimize_values(*args, **options))
+        return found
+
+    monkeypatch.setattr(spread, "optimize_values", record)
+    model = tiny_model(kind)
+    decoder = Decoder(model)
+    width = weight_shape(decoder.module(LAYER, "down"))[1]
+    edit = rm.memit(model, TOKENIZER, [REQUEST], [LAYER], moments={LAYER: spd(width)},
+                    context_templates=["{}"], hyperparameters={
+                        "v_num_grad_steps": 3, "update_weight": 1e-9})
+    with edit.applied(model):
+        state = read_states(decoder, TOKENIZER, [(REQUEST.text, REQUEST.subject_span)], LAYER)
+    assert differ(state[0], found[0].initial + found[0].delta) <= 1e-4

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from tiny import VOCABULARY, tiny_model
 
-from rome_mlx.architectures import ARCHITECTURES
 from rome_mlx.decoder import Decoder, Prefix
 from rome_mlx.errors import RomeError
 
-TYPES = sorted(ARCHITECTURES)
+TYPES = ["gemma2", "gemma3_text", "gpt2", "llama", "qwen3"]  # test_conformance.py has them all
 #: models whose layers differ: some see a window of six tokens only
 SLIDING = {
     "gemma3_text": {},
@@ -153,10 +152,46 @@ def test_a_layer_out_of_range_is_refused_with_the_range():
             decoder.check_layer(layer)
 
 
-def test_an_unsupported_model_type_is_refused_with_the_supported_ones():
-    class Model(nn.Module):
-        pass
+def loaded(kind: str) -> nn.Module:
+    return type("Model", (nn.Module,), {"__module__": f"mlx_lm.models.{kind}"})()
 
-    Model.__module__ = "mlx_lm.models.mamba"
-    with pytest.raises(RomeError, match=r"'mamba' is not supported; supported are: .*llama"):
-        Decoder(Model())
+
+@pytest.mark.parametrize("kind, reason", [
+    ("mamba", "state-space"), ("qwen3_next", "hybrid"), ("mixtral", "mixtures of experts"),
+    ("bitnet", "BitLinear"), ("iquestloopcoder", "run twice"), ("of_tomorrow", "no row")])
+def test_an_unsupported_type_is_refused_by_name_with_the_reason_and_the_supported_ones(
+        kind, reason):
+    with pytest.raises(RomeError, match=f"'{kind}' is not supported: .*{reason}.*: .*llama"):
+        Decoder(loaded(kind))
+
+
+def test_layers_that_are_mixtures_are_refused_by_number_and_the_dense_ones_named():
+    decoder = Decoder(tiny_model("deepseek"))
+    assert decoder.dense_layers == [0, 1] and decoder.path(1, "down").endswith("down_proj")
+    with pytest.raises(RomeError, match=r"layer 2 is a mixture of experts.*from layers 0, 1"):
+        decoder.module(2, "down")
+
+
+def test_a_model_of_mixtures_alone_is_refused():
+    with pytest.raises(RomeError, match=r"qwen3_moe model is not supported: layer 0 is a mixture"):
+        Decoder(tiny_model("qwen3_moe", mlp_only_layers=[]))
+
+
+@pytest.mark.parametrize("kind, arguments, reason", [
+    ("nanbeige", {"num_loops": 2}, "num_loops"),
+    ("gemma4_text", {"hidden_size_per_layer_input": 8}, "per-layer inputs"),
+    ("gemma4_text", {"num_kv_shared_layers": 2}, "of a lower one"),
+])
+def test_a_configuration_that_a_row_does_not_hold_for_is_refused(kind, arguments, reason):
+    with pytest.raises(RomeError, match=f"this {kind} model is not supported: .*{reason}"):
+        Decoder(tiny_model(kind, **arguments))
+
+
+def test_a_sharded_projection_is_refused_by_its_layer():
+    model = tiny_model("llama")
+    group = mx.distributed.init()
+    for layer in model.layers[:2]:
+        layer.mlp.down_proj = nn.layers.distributed.shard_linear(
+            layer.mlp.down_proj, "sharded-to-all", group=group)
+    with pytest.raises(RomeError, match=r"of layer 0 is a ShardedToAllLinear.*from layers 2, 3"):
+        Decoder(model).path(0, "down")

@@ -1,90 +1,25 @@
 """Subjects and targets are found in the text as it is really tokenized."""
 
-import json
-
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import PreTrainedTokenizerFast
+from tokenizers import processors
+from trained import BytesWithoutOffsets, byte_level, sentencepiece, wordpiece
 
 from rome_mlx.errors import RomeError
 from rome_mlx.facts import Fact
 from rome_mlx.tokens import encode, encode_with_target, first_target_id, with_target
 
-TEXT = 3 * [
-    "The Eiffel Tower is located in the city of Paris.", "The Louvre is in the city of Paris,",
-    "the capital of France is Paris and the capital of Italy is Rome", "Rome is a city in Italy",
-    "São Paulo é uma cidade", "東京タワーは東京にあります", "the tower is in the city",
-]
-
-
-def byte_level(post_processor=None) -> PreTrainedTokenizerFast:
-    """As GPT-2's: no BOS, every text is representable; offsets of `Ġ` tokens hold the space."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if post_processor:
-        tokenizer.post_processor = post_processor
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(
-        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>"], show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-
-
-def sentencepiece(normalized: bool) -> PreTrainedTokenizerFast:
-    """As Llama 2's: `▁` for spaces, one before the text, BOS in front, bytes for what is unknown.
-
-    normalized: `▁` is put by normalizers, as Llama's files do, not by a pre-tokenizer.
-    """
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    if normalized:
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False))
-    described = json.loads(tokenizer.to_str())
-    vocabulary = described["model"]["vocab"]
-    for byte in range(256):
-        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
-    described["model"] |= {"byte_fallback": True, "fuse_unk": True}
-    tokenizer = Tokenizer.from_str(json.dumps(described))
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-class BytesWithoutOffsets:
-    """A tokenizer of the slow kind: BOS, then one token a byte, and no offsets."""
-
-    is_fast = False
-    bos_token, all_special_ids = "<s>", [256]
-
-    def encode(self, text, add_special_tokens=True):
-        return [256] * add_special_tokens + list(text.encode())
-
-    def decode(self, ids, skip_special_tokens=False):
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
-
-
 TOKENIZERS = {
     "byte level": byte_level(),
     "byte level, trimmed": byte_level(processors.ByteLevel(trim_offsets=True)),
-    "metaspace": sentencepiece(normalized=False),
-    "normalized": sentencepiece(normalized=True),
+    "byte level, BOS": byte_level(bos=True),
+    "metaspace": sentencepiece("metaspace"),
+    "metaspace, no BOS": sentencepiece("metaspace", bos=False),
+    "normalized": sentencepiece("normalizer"),
+    "bare": sentencepiece("bare"),
+    "unigram": sentencepiece("metaspace", unigram=True),
+    "unigram, bare, no BOS": sentencepiece("bare", bos=False, unigram=True),
     "no offsets": BytesWithoutOffsets(),
 }
 
@@ -153,18 +88,64 @@ def test_any_subjects_tokens_decode_to_a_text_with_the_subject(before, subject, 
     assert subject in text
 
 
-@settings(max_examples=150, deadline=None)
-@given(before=WORDS, subject=WORDS, after=WORDS,
-       name=st.sampled_from(["byte level", "byte level, trimmed"]))
-def test_the_range_is_the_shortest_that_holds_the_subjects_bytes(before, subject, after, name):
-    """A byte-level token is as long, in letters of the vocabulary, as the bytes it stands for."""
-    assume(subject.strip() and subject == subject.strip())
-    tokenizer = TOKENIZERS[name]
-    _, ids, (begin, end) = covered(tokenizer, Fact(before + "{}" + after, subject))
-    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+def lengths(tokenizer, text: str, ids: list[int]) -> list[int]:
+    """Bytes of the text that each token stands for, from the tokens' own spelling."""
+    out = []
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        if token in tokenizer.all_special_tokens:
+            out.append(0)
+        elif token.startswith("<0x"):
+            out.append(1)
+        elif "▁" in tokenizer.get_vocab() or "▁" in token:
+            out.append(len(token.replace("▁", " ").encode()))
+        else:  # byte level: a letter of the vocabulary for each byte
+            out.append(len(token))
+    added = sum(out) - len(text.encode())
+    assert added in (0, 1)  # a space before the text
+    first = next((i for i, length in enumerate(out) if length), 0)
+    out[first] -= added
+    return out
+
+
+def assert_shortest(tokenizer, before: str, subject: str, after: str) -> None:
+    """The subject's range is the shortest run of tokens that holds all of its bytes."""
+    fact = Fact(before + "{}" + after, subject)
+    encoded = encode(tokenizer, fact.text)
+    begin, end = encoded.range(*fact.subject_span)
+    sizes = lengths(tokenizer, fact.text, encoded.ids)
     start, stop = len(before.encode()), len((before + subject).encode())
-    assert sum(lengths[:begin]) <= start < sum(lengths[: begin + 1])
-    assert sum(lengths[: end - 1]) < stop <= sum(lengths[:end])
+    assert sum(sizes[:begin]) <= start < sum(sizes[: begin + 1])
+    assert sum(sizes[: end - 1]) < stop <= sum(sizes[:end])
+
+
+WITH_OFFSETS = sorted(set(TOKENIZERS) - {"no offsets"})
+
+
+@settings(max_examples=300, deadline=None)
+@given(before=WORDS, subject=WORDS, after=WORDS, name=st.sampled_from(WITH_OFFSETS))
+@example(before="", subject="東", after="", name="unigram")
+@example(before=" ", subject="Rome", after="", name="metaspace")
+def test_the_range_is_the_shortest_that_holds_the_subjects_bytes(before, subject, after, name):
+    assume(subject.strip() and subject == subject.strip())
+    assert_shortest(TOKENIZERS[name], before, subject, after)
+
+
+@settings(max_examples=100, deadline=None)
+@given(before=WORDS, subject=WORDS, after=WORDS)
+def test_the_default_models_range_is_the_shortest_too(default_model, before, subject, after):
+    assume(subject.strip() and subject == subject.strip())
+    assert_shortest(default_model[1]._tokenizer, before, subject, after)
+
+
+@pytest.mark.parametrize("prompt, subject", [
+    ("{} is in", "The Louvre"), ("in the city of {}", "Paris"), ("the {}, a tower", "Eiffel Tower"),
+    ("Rome, {} and Rome", "Rome")])
+def test_a_wordpiece_subject_is_its_words(prompt, subject):
+    tokenizer, fact = wordpiece(), Fact(prompt, subject)
+    encoded = encode(tokenizer, fact.text)
+    begin, end = encoded.range(*fact.subject_span)
+    pieces = tokenizer.convert_ids_to_tokens(encoded.ids[begin:end])
+    assert "".join(piece.removeprefix("##") for piece in pieces) == subject.replace(" ", "")
 
 
 TARGETS = [  # prompt, target
@@ -182,6 +163,33 @@ def test_the_targets_tokens_decode_to_the_target(tokenizer, prompt, target):
     assert end == len(encoded.ids) and begin > 0
     assert tokenizer.decode(encoded.ids[:begin], skip_special_tokens=True).strip() == prompt.strip()
     assert first_target_id(tokenizer, prompt, target) == encoded.ids[begin]
+
+
+PROMPTS = st.text(st.sampled_from("The city of Rome, tyčé東🗼\n"), min_size=1, max_size=12)
+
+
+def assert_target(tokenizer, prompt: str, target: str) -> None:
+    """The target's tokens come last, hold all of it, and what comes before none."""
+    encoded, (begin, end) = encode_with_target(tokenizer, prompt, target)
+    sizes = lengths(tokenizer, encoded.text, encoded.ids)
+    word = len(target.strip().encode())
+    assert end == len(encoded.ids) and sum(sizes[begin + 1:]) < word <= sum(sizes[begin:])
+    whole = encode(tokenizer, with_target(prompt, target))
+    assert whole.ids == encoded.ids  # as it would be tokenized anyway
+
+
+@settings(max_examples=300, deadline=None)
+@given(prompt=PROMPTS, target=WORDS, name=st.sampled_from(WITH_OFFSETS))
+def test_any_targets_tokens_are_the_last_that_hold_it(prompt, target, name):
+    assume(target.strip() and prompt.strip())
+    assert_target(TOKENIZERS[name], prompt, target)
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=PROMPTS, target=WORDS)
+def test_any_targets_tokens_are_the_last_in_the_default_model_too(default_model, prompt, target):
+    assume(target.strip() and prompt.strip())
+    assert_target(default_model[1]._tokenizer, prompt, target)
 
 
 @pytest.mark.parametrize("target, count", [("Rome", 1), (" Rome", 1), ("Rome, Italy", 3)])
@@ -203,7 +211,8 @@ def test_one_space_stands_between_prompt_and_target(text, target, whole):
     assert with_target(text, target) == whole
 
 
-@pytest.mark.parametrize("name", ["metaspace", "normalized", "no offsets"])
+@pytest.mark.parametrize("name", ["byte level, BOS", "metaspace", "normalized", "bare",
+                                  "unigram", "no offsets"])
 def test_bos_is_at_the_start_once_and_never_between(name):
     tokenizer = TOKENIZERS[name]
     bos = tokenizer.all_special_ids[0] if name == "no offsets" else tokenizer.bos_token_id

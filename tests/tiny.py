@@ -9,7 +9,7 @@ from mlx.utils import tree_map
 VOCABULARY = 128
 
 _COMMON = dict(
-    hidden_size=32, num_hidden_layers=4, intermediate_size=64, num_attention_heads=4,
+    hidden_size=32, num_hidden_layers=4, intermediate_size=48, num_attention_heads=4,
     num_key_value_heads=2, rms_norm_eps=1e-5, layer_norm_eps=1e-5, vocab_size=VOCABULARY,
     head_dim=8, max_position_embeddings=256, rope_theta=10000.0, tie_word_embeddings=True,
     attention_bias=False, mlp_bias=False, layer_norm_epsilon=1e-5, partial_rotary_factor=1.0,
@@ -44,7 +44,8 @@ ARGUMENTS = {
     "ernie4_5_moe": {**_MIXTURE, "use_bias": False, "moe_num_experts": 4, "moe_k": 2,
                      "moe_layer_start_index": 2, "moe_num_shared_experts": 1},
     "exaone": dict(num_layers=4),
-    "exaone4": dict(rope_scaling=None, sliding_window=6, sliding_window_pattern="LG"),
+    "exaone4": dict(rope_scaling=None, sliding_window=6, sliding_window_pattern="LG",
+                    layer_types=_SLIDING),
     "exaone_moe": {**_MIXTURE, "layer_types": _SLIDING, "sliding_window": 6,
                    "is_moe_layer": [False, False, True, True]},
     "gemma2": dict(query_pre_attn_scalar=8),
@@ -67,7 +68,6 @@ ARGUMENTS = {
                "shared_expert_intermediate_size": 32,
                "mlp_layer_types": ["dense", "dense", "sparse", "sparse"]},
     "lille-130m": dict(n_embd=96, n_head=4, n_kv_heads=2, n_layer=4, block_size=256),
-    "llama": dict(sliding_window=6, layer_types=_SLIDING),
     "llama4_text": dict(intermediate_size_mlp=64, no_rope_layers=[1, 1, 1, 0], use_qk_norm=True,
                         tie_word_embeddings=False),
     "mimo_v2_flash": {
@@ -96,7 +96,6 @@ ARGUMENTS = {
     "spark2_5": dict(sliding_window=6, layer_types=_SLIDING, rope_parameters={
         kind: dict(rope_theta=10000.0) for kind in ("sliding_attention", "full_attention")}),
     "stablelm": dict(use_qkv_bias=True, partial_rotary_factor=0.5, qk_layernorm=True),
-    "starcoder2": {},
     "step3p5": {**_MIXTURE, "num_attention_groups": 2, "layer_types": _SLIDING,
                 "sliding_window": 6, "moe_num_experts": 4, "moe_top_k": 2,
                 "share_expert_dim": 32, "moe_layers_enum": "2,3"},

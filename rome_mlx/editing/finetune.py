@@ -60,7 +60,7 @@ def lora(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers
     decoder, requests = Decoder(model), check_requests(requests)
     hp = resolve(hyperparameters, "lora", decoder)
     layers = hp.layers if layers is None else layers
-    layers = check_layers(decoder, range(len(decoder.layers)) if layers is None else layers)
+    layers = check_layers(decoder, decoder.dense_layers if layers is None else layers)
     templates = check_templates(["{}"] if context_templates is None else context_templates)
     paths, keys = [decoder.path(layer, "down") for layer in layers], mx.random.key(seed)
     about = provenance(decoder, describe(model, tokenizer), paths)

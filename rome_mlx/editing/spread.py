@@ -54,7 +54,7 @@ def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *
             path = decoder.path(layer, "down")
             keys[path] = request_keys(decoder, tokenizer, requests, templates, layer).T
             state = _states(decoder, tokenizer, requests, layers[-1])
-            residual = (goal - state) / (len(layers) - i)  # Rᵀ, (n, dim)
+            residual = (goal - state) / (len(layers) - i) / decoder.residual  # Rᵀ, (n, dim)
             matrix = moment_matrix(model, tokenizer, layer, moments)
             update = solve(hp, matrix, keys[path], _earlier_keys(earlier, path, keys[path]))
             found.append(Edit(method, requests, {path: LowRank(update, residual).compact()},

@@ -1,0 +1,42 @@
+"""List the model types of the installed mlx-lm: supported, with where the MLP's output projection
+is and what sets the type apart, or refused, with the reason.
+
+  rome-mlx models
+"""
+
+import shutil
+import sys
+import textwrap
+
+from mlx_lm.utils import MODEL_REMAPPING
+
+from ..architectures import SUPPORTED, Wrapper, installed_types
+from ..refused import NO_ROW, REFUSED
+
+
+def add_arguments(parser) -> None:
+    """None: the table is one."""
+
+
+def run(args) -> int:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in lines():
+        print(line if width is None else textwrap.fill(line, width, subsequent_indent=" " * 36))
+    return 0
+
+
+def lines() -> list[str]:
+    """A line for every model type of the installed mlx-lm, supported ones first."""
+    kinds = sorted(installed_types(), key=lambda kind: (kind not in SUPPORTED, kind.lower()))
+    return [f"{kind:<23} {'supported' if kind in SUPPORTED else 'refused':<11} {_about(kind)}"
+            for kind in kinds]
+
+
+def _about(kind: str) -> str:
+    row = SUPPORTED.get(kind)
+    if row is None:
+        return REFUSED.get(kind, NO_ROW)
+    where = [] if isinstance(row, Wrapper) else [f"{row.layers}.N.{row.down}"]
+    others = [name for name, stem in MODEL_REMAPPING.items() if stem == kind]
+    also = [f"also {', '.join(others)}"] if others else []
+    return "; ".join([*where, *row.traits, *also])
