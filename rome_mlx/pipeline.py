@@ -144,7 +144,8 @@ def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
                            f"{profile['facts_used']} facts this layer decides")
     return LayerChoice(usual_layer(decoder), "preset",
                        f"{subject} is not clear ({decision.reason}) and there is no profile of "
-                       "this model: the layer at 15 % of the depth; rome-mlx locate makes a profile")
+                       "this model: the layer at 15 % of the depth; rome-mlx locate makes a "
+                       "profile")
 
 
 def usual_layer(decoder: Decoder) -> int:
