@@ -165,7 +165,7 @@ def _check_directory(source: str) -> None:
         try:
             config = json.loads((path / "config.json").read_text("utf-8"))
             kind = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RomeError(f"{source}/config.json does not describe a model "
                             f"({type(error).__name__}: {error}); convert it again") from error
         if "model_file" not in config:
