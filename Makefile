@@ -4,7 +4,7 @@ CPU := $(if $(filter Linux,$(shell uname -s)),[cpu])
 DEV := $(if $(CPU),[cpu$(shell printf ,)dev],[dev])
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs images notebooks dist clean
 
 demo: .venv/.installed
 	@$(BIN)/rome-mlx edit --prompt "{} is located in the city of" \
@@ -24,6 +24,28 @@ test: .venv/.installed-dev lint
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy --cache-dir build/mypy
+
+docs: .venv/.installed-dev
+	$(BIN)/mkdocs build --strict
+
+# The pictures of the README and the docs, on the default model; the last one in a browser.
+images: .venv/.installed
+	$(BIN)/rome-mlx trace --prompt "The {} is located in the city of" --subject "Eiffel Tower" \
+	  --plot docs/images/trace.png
+	$(BIN)/rome-mlx edit --prompt "{} is located in the city of" --subject "The Eiffel Tower" \
+	  --target-new Rome --layer 5 --paraphrase "How do I get to the Eiffel Tower? It is in" \
+	  --neighbor "The Louvre is located in the city of" \
+	  --neighbor "The Colosseum is located in the city of" --report build/eiffel.html
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1160,1560 \
+	  --screenshot=docs/images/report.png build/eiffel.html
+
+# Every notebook again, with its outputs.
+notebooks: .venv/.installed-dev
+	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace examples/*.ipynb
+
+dist: .venv/.installed-dev
+	$(BIN)/python -m build --outdir dist .
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -41,5 +41,5 @@ def read_json(path: str | Path):
         if Path(path).suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RomeError(f"{str(path)!r} is not JSON ({error}); mend it") from error

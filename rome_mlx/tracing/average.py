@@ -48,7 +48,7 @@ class AverageEffects:
     """Indirect effects of every fact that was used, averaged on demand.
 
     records: of the facts used, in order, as they are stored: clean_prob, corrupted_prob and
-    scores[kind][token_class], a list over layers; skipped: {"subject", "reason"} of the others;
+    `scores[kind][token_class]`, a list over layers; skipped: {"subject", "reason"} of the others;
     settings: what the run was asked for, with the noise level and the model's fingerprint.
     """
 
