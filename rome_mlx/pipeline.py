@@ -146,16 +146,9 @@ def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
         return LayerChoice(profile["decisive_layer"], "profile",
                            f"{subject} is not clear ({decision.reason}); averaged over "
                            f"{profile['facts_used']} facts this layer decides")
-<<<<<<< HEAD
     return LayerChoice(depth_layer(decoder), "preset", f"{subject} is not clear "
                        f"({decision.reason}) and there is neither a preset nor a profile of this "
                        "model: the layer at 15 % of the depth; rome-mlx locate makes a profile")
-=======
-    return LayerChoice(usual_layer(decoder), "preset",
-                       f"{subject} is not clear ({decision.reason}) and there is no profile of "
-                       "this model: the layer at 15 % of the depth; rome-mlx locate makes a "
-                       "profile")
->>>>>>> people
 
 
 def usual_layer(decoder: Decoder) -> int:
