@@ -114,7 +114,7 @@ def arguments(model_type: str, **overrides) -> dict:
     """The config.json of a tiny model."""
     if model_type in WRAPPED:
         inner = arguments(WRAPPED[model_type], **overrides)
-        return {"model_type": model_type, "vocab_size": VOCABULARY, "text_config": inner}
+        return {"model_type": model_type, "vocab_size": inner["vocab_size"], "text_config": inner}
     return {**_COMMON, **ARGUMENTS.get(model_type, {}), **overrides, "model_type": model_type}
 
 
