@@ -32,7 +32,8 @@ TEXT = "The Louvre is in the city of Paris and the tower is in Rome, the capital
 def local(request, tmp_path):
     """A directory with a tiny model of the family, a corpus and a benchmark beside it."""
     options, tokenizer = FAMILIES[request.param]
-    options, tokenizer = {"vocab_size": 512, **options}, tokenizer()
+    tokenizer = tokenizer()
+    options = {"vocab_size": len(tokenizer), **options}
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(arguments(request.param, **options)))
