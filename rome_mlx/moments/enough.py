@@ -14,8 +14,6 @@ from .second_moment import SecondMoment, symmetric
 
 #: below this many tokens a dimension, C⁻¹k is mostly noise
 THIN = 10
-#: cosine between the halves' directions at which --until-stable stops
-STABLE = 0.95
 _SUBJECTS = 64
 
 
@@ -39,6 +37,13 @@ class Quality:
     @property
     def thin(self) -> bool:
         return self.tokens_per_dimension < THIN
+
+    def advice(self, dim: int) -> str | None:
+        """What to do about a matrix that is too thin, or None."""
+        if not self.thin:
+            return None
+        return (f"thin: {self.tokens_per_dimension:.1f} tokens a dimension; count {THIN * dim:,} "
+                "or more, or edit with the hyperparameter ridge, such as 1e-2")
 
 
 def quality(moment: SecondMoment, about: dict) -> Quality:

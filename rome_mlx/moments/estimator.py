@@ -43,8 +43,8 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     """Second moments of the down projections' inputs at `layers`, over a corpus.
 
     tokens: counted up to whole rows of `row_length`; every row is full, so padding is never
-    counted. batch: rows run at a time. until_stable: stop at an eighth, a quarter or a half of
-    the tokens when there the directions C⁻¹k of their two halves have at least this mean cosine.
+    counted. batch: rows run at a time. until_stable: stop at 1/16, 1/8, 1/4 or 1/2 of the
+    tokens when there the directions C⁻¹k of their two halves have at least this mean cosine.
     output: a directory with one file a layer. A file for the same model, corpus, row length and
     seed is taken up where it stopped, also to extend it; it is saved every 40 seconds.
 

@@ -1,6 +1,8 @@
 """Several processes, on one machine or many, that count together under `mlx.launch`."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +28,9 @@ class Ranks:
     def sum(self, values) -> np.ndarray:
         """The sum over ranks of an int32 or float32 array. Raises ConnectionError."""
         try:
-            return np.array(mx.distributed.all_sum(mx.array(values)))
+            total = mx.distributed.all_sum(mx.array(values))
+            mx.eval(total)
+            return np.array(total)
         except RuntimeError as error:
             raise self._ended() from error
 
@@ -55,19 +59,31 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Let a rank that the launcher terminates, because another died, say so."""
+        """Let a rank that the launcher terminates, because another died, say so and end.
+
+        A thread does it, since an exchange with a rank that is gone may never return.
+        """
         if self.size == 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
-
-        def ended(*_):
-            raise self._ended()
-
-        before = signal.signal(signal.SIGTERM, ended)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        before = signal.set_wakeup_fd(writing)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGTERM, handler)
+            os.close(writing)
+
+    def _watch(self, reading: int) -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM:
+                print(f"rome-mlx: {self._ended()}", file=sys.stderr, flush=True)
+                os._exit(1)
+        os.close(reading)
 
     def _ended(self) -> ConnectionError:
         return ConnectionError(f"rank {self.rank} of {self.size}: the run has ended, because "

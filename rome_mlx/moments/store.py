@@ -27,8 +27,10 @@ def check_directory(directory: str | Path) -> None:
 
 
 def write_all(directory: str | Path, moments) -> None:
-    """Write every layer of a Moments, each atomically."""
+    """Write every layer of a Moments, each atomically; what a killed run left goes."""
     for layer, moment in moments.items():
+        for left in Path(directory).glob(f".{layer_path(directory, layer).name}-*"):
+            left.unlink(missing_ok=True)
         write(layer_path(directory, layer), moment, moments.about[layer])
 
 
