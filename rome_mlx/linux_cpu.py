@@ -8,15 +8,18 @@ macOS nothing changes. Forward only: no gradient passes.
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 _GATED = {"down_proj", "swiglu", "gate_proj", "up_proj"}
+_QUERIES = 32  # positions of a block of attention
 _CHUNK = 1 << 18  # numbers at a time, so that a chunk stays in the cache
 _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="rome-mlx")
 
@@ -51,6 +54,68 @@ def _fast_gate(mlp: nn.Module) -> Iterator[None]:
         yield
     finally:
         mlp.__class__ = cls
+
+
+@contextmanager
+def fast_attention(attentions: list[nn.Module]) -> Iterator[None]:
+    """Compute causal attention over whole float32 rows with numpy's exponentials.
+
+    mlx-lm's attentions call `scaled_dot_product_attention` of their own file; those that do
+    something else are left as they are, as are all of them elsewhere.
+    """
+    name = "scaled_dot_product_attention"
+    files = {sys.modules[type(attention).__module__] for attention in attentions}
+    with ExitStack() as stack:
+        for file in files if slow_exponentials() else ():
+            if plain := getattr(file, name, None):
+                setattr(file, name, partial(_attention, plain))
+                stack.callback(setattr, file, name, plain)
+        yield
+
+
+def _attention(plain, queries, keys, values, cache, scale, mask, **options) -> mx.array:
+    same = queries.shape[2] == keys.shape[2]
+    if mask != "causal" or options or not same or queries.dtype != mx.float32:
+        return plain(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
+    return causal_attention(queries, keys, values, scale)
+
+
+def causal_attention(queries: mx.array, keys: mx.array, values: mx.array,
+                     scale: float) -> mx.array:
+    """softmax(scale · q kᵀ, over the tokens so far) v of float32 arrays.
+
+    queries (rows, heads, tokens, d); keys and values (rows, fewer heads, tokens, d), each for a
+    group of heads. Queries go in blocks, which skips most of what the mask hides.
+    """
+    rows, heads, tokens, dim = queries.shape
+    shared = keys.shape[1]
+    grouped = (queries * scale).reshape(rows, shared, heads // shared, tokens, dim)
+    keys, values = keys.swapaxes(2, 3)[:, :, None], values[:, :, None]
+    blocks = []
+    for start in range(0, tokens, _QUERIES):
+        stop = min(tokens, start + _QUERIES)
+        weights, sums = _causal_exp(grouped[..., start:stop, :] @ keys[..., :stop], start)
+        blocks.append(weights @ values[..., :stop, :] / sums)
+    return mx.concatenate(blocks, axis=-2).reshape(queries.shape)
+
+
+def _causal_exp(scores: mx.array, start: int) -> tuple[mx.array, mx.array]:
+    """exp(scores − the row's highest), 0 beyond the diagonal, and its sums over the last axis."""
+    mx.eval(scores)
+    x = np.array(scores, copy=False).reshape(-1, *scores.shape[-2:])
+    out, sums = np.empty_like(x), np.empty((*x.shape[:2], 1), np.float32)
+    later = np.arange(x.shape[2]) > start + np.arange(x.shape[1])[:, None]
+    mask = np.where(later, np.float32(-np.inf), np.float32(0))
+
+    def compute(part: slice) -> None:
+        e = np.add(x[part], mask, out=out[part])
+        e -= e.max(axis=-1, keepdims=True)
+        np.exp(e, out=e)
+        e.sum(axis=-1, keepdims=True, out=sums[part])
+
+    _in_chunks(compute, x.reshape(len(x), -1))
+    return (mx.array(out).reshape(scores.shape),
+            mx.array(sums).reshape(*scores.shape[:-1], 1))
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:

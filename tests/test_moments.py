@@ -157,7 +157,7 @@ def test_missing_moments_are_made_once_from_own_samples_and_kept(
         model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path))
     monkeypatch.setattr(lookup, "_SELF_TOKENS", 300)
-    monkeypatch.setattr(corpus, "_SAMPLE_ROWS", 2)
+    monkeypatch.setattr(corpus, "BLOCK", 2)
     assert lookup.ensure_moments(model, TOKENIZER, [2]) is None
     assert "no second moments for layers [2]" in capsys.readouterr().err
     made = second_moments(model, TOKENIZER, [2], "self", 300)[2].value()

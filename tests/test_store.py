@@ -130,7 +130,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
 
 
 def test_an_output_that_is_no_directory_is_refused_before_the_work(model, text, monkeypatch):
-    monkeypatch.setattr(estimator, "_count", None)
+    monkeypatch.setattr(estimator, "rows", None)
     with pytest.raises(RomeError, match=r"corpus\.txt.* is not a directory"):
         second_moments(model, TOKENIZER, [1], text, 64, row_length=16, output=text)
 

@@ -1,66 +1,27 @@
-"""C = E[k kᵀ] over a corpus, for many layers in one pass."""
+"""C = E[k kᵀ] over a corpus, for many layers in one pass, by one process or several."""
 
 import sys
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 from tqdm import tqdm
 
 from ..architectures import model_type
 from ..decoder import Decoder
 from ..errors import RomeError
 from ..fingerprint import fingerprint
-from ..hooks import hooked
+from ..linux_cpu import fast_attention, fast_gates
 from ..loading import describe, weight_shape
-from . import store
-from .corpus import check_corpus, rows
+from . import enough, store
+from .corpus import BLOCK, Corpus, check_corpus, rows
+from .keys import layer_keys
+from .ranks import Ranks
+from .second_moment import SecondMoment
 
-_CHECKPOINT_SECONDS = 45
-
-
-@dataclass
-class SecondMoment:
-    """Running E[k kᵀ] of MLP keys, not centred, as ROME uses it (paper, section 3.1).
-
-        moment = SecondMoment(dim=1536)
-        moment.add(keys)                 # (n, dim) float32
-        C = moment.value()               # (dim, dim) float64
-
-    A batch's products are summed in float32, by the matrix product; batches in float64, so the
-    error does not grow with the number of tokens. Takes 8 dim² bytes.
-    """
-
-    dim: int
-    count: int = 0
-    total: np.ndarray = field(default=None, repr=False)
-    keys: np.ndarray = field(default=None, repr=False)  # Σ k
-
-    def __post_init__(self):
-        if self.total is None:
-            self.total, self.keys = np.zeros((self.dim, self.dim)), np.zeros(self.dim)
-
-    def add(self, keys: mx.array) -> None:
-        """Add keys (n, dim)."""
-        keys = keys.astype(mx.float32)
-        self.add_sums(keys.shape[0], keys.T @ keys, keys.sum(axis=0))
-
-    def add_sums(self, count: int, products: mx.array, keys: mx.array) -> None:
-        """Add Σ k kᵀ (dim, dim) and Σ k (dim,) of `count` keys."""
-        self.total += np.array(products)
-        self.keys += np.array(keys)
-        self.count += count
-
-    def value(self) -> np.ndarray:
-        """(dim, dim) float64, symmetric."""
-        return (self.total + self.total.T) / (2 * max(1, self.count))
-
-    def mean(self) -> np.ndarray:
-        """(dim,) float64."""
-        return self.keys / max(1, self.count)
+_CHECKPOINT_SECONDS = 40
 
 
 class Moments(dict):
@@ -70,20 +31,30 @@ class Moments(dict):
         super().__init__(moments)
         self.about: dict[int, dict] = about or {}
 
+    def quality(self, layer: int) -> enough.Quality:
+        """What a layer's matrix is worth: is it settled, is it thin, how is it conditioned."""
+        return enough.quality(self[layer], self.about[layer])
 
-def second_moments(model, tokenizer, layers, corpus: str | Path = "wikitext",
+
+def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wikitext",
                    tokens: int = 100_000, *, row_length: int = 256, batch: int = 8,
-                   seed: int = 0, output: str | Path | None = None,
-                   progress: bool = False) -> Moments:
+                   seed: int = 0, until_stable: float | None = None,
+                   output: str | Path | None = None, progress: bool = False) -> Moments:
     """Second moments of the down projections' inputs at `layers`, over a corpus.
 
-    tokens: counted up to whole rows of `row_length` (the rows are the documents, packed).
+    tokens: counted up to whole rows of `row_length`; every row is full, so padding is never
+    counted. batch: rows run at a time. until_stable: stop at 1/16, 1/8, 1/4 or 1/2 of the
+    tokens when there the directions C⁻¹k of their two halves have at least this mean cosine.
     output: a directory with one file a layer. A file for the same model, corpus, row length and
-    seed is taken up where it stopped, also to extend it; it is saved every 45 seconds.
+    seed is taken up where it stopped, also to extend it; it is saved every 40 seconds.
+
+    Under `mlx.launch` each rank counts a share of the rows, and all return the same sums; the
+    first one writes. Takes 10 dim² bytes a layer, on several ranks 18, and 10 dim² beside.
     Raises RomeError for layers out of range, a corpus that cannot be read or is too short, and
-    files in `output` that are of something else. The model stays as it was.
+    files in `output` that are of something else; ConnectionError when another rank dies. The
+    model stays as it was.
     """
-    decoder = Decoder(model)
+    decoder, corpus = Decoder(model), Corpus.of(corpus)
     layers = sorted({decoder.check_layer(layer) for layer in layers})
     if not layers or tokens < 1 or row_length < 1 or batch < 1:
         raise RomeError("give at least one layer, and counts of tokens and rows above 0")
@@ -93,9 +64,18 @@ def second_moments(model, tokenizer, layers, corpus: str | Path = "wikitext",
     moments = Moments(about={
         layer: {**about_layer(decoder, tokenizer, layer), "corpus": str(corpus),
                 "row_length": row_length, "seed": seed} for layer in layers})
-    for layer in layers:
-        moments[layer] = _begun(moments.about[layer], output)
-    _count(decoder, tokenizer, moments, -(-tokens // row_length), batch, output, progress)
+    ranks = Ranks("nothing is kept without an output directory" if output is None else
+                  f"what was counted until the last save is in {output}: start it again")
+    with ranks.together(), ExitStack() as stack:
+        blocks = range(layers[-1] + 1)
+        stack.enter_context(fast_gates([decoder.module(i, "mlp") for i in blocks]))
+        stack.enter_context(fast_attention([decoder.module(i, "attention") for i in blocks]))
+        for layer in layers:
+            moments[layer] = _begun(moments.about[layer], output if ranks.rank == 0 else None)
+            if ranks.size > 1:
+                ranks.spread(moments[layer])
+        _Count(decoder, tokenizer, moments, ranks, corpus, batch, output, until_stable,
+               progress).run(-(-tokens // row_length))
     return moments
 
 
@@ -114,54 +94,110 @@ def model_name(model, tokenizer) -> str:
 
 
 def _begun(about: dict, output) -> SecondMoment:
+    """The moment that `output` has of the layer, whose `about` learns how it settled, or none."""
     path = store.layer_path(output, about["layer"]) if output is not None else None
     if path is None or not path.exists():
         return SecondMoment(about["dim"])
     moment, found = store.read(path)
     store.check(path, found, about, ("corpus", "row_length", "seed"))
-    return SecondMoment(about["dim"], moment.count, moment.total, moment.keys)
+    about["settling"] = found.get("settling", [])
+    moment.first = moment.first or moment.triangle()
+    return moment
 
 
-def _count(decoder, tokenizer, moments, wanted, batch, output, progress) -> None:
-    """Count `wanted` rows; layers that stopped earlier catch up with the others."""
-    about = next(iter(moments.about.values()))
-    length = about["row_length"]
-    done = min(m.count for m in moments.values()) // length
-    source = rows(decoder.model, tokenizer, about["corpus"], length, seed=about["seed"], skip=done)
-    saved = time.monotonic()
-    with tqdm(total=wanted * length, initial=min(done, wanted) * length, unit="token",
-              unit_scale=True, disable=not progress, file=sys.stderr) as bar:
-        while done < wanted:
-            ahead = [m.count // length for m in moments.values() if m.count > done * length]
-            group = list(islice(source, min([batch, wanted - done, *(n - done for n in ahead)])))
-            if not group:
-                break
-            _add_rows(decoder, mx.array(group),
-                      {layer: m for layer, m in moments.items() if m.count == done * length})
-            done += len(group)
-            bar.update(len(group) * length)
-            if output is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                store.write_all(output, moments)
-                saved = time.monotonic()
-    if done == 0:
-        raise RomeError(f"the corpus {about['corpus']!r} has fewer than {length} tokens; "
-                        "give a longer text or shorter rows")
-    if output is not None:
-        store.write_all(output, moments)
-    if done < wanted:
-        print(f"rome-mlx: the corpus ended after {done * length:,} tokens", file=sys.stderr)
+class _Count:
+    """One run over the rows; layers that stopped earlier catch up with the others."""
+
+    def __init__(self, decoder, tokenizer, moments: Moments, ranks: Ranks, corpus: Corpus,
+                 batch: int, output, until_stable, progress: bool):
+        about = next(iter(moments.about.values()))
+        self.decoder, self.tokenizer, self.moments, self.ranks = decoder, tokenizer, moments, ranks
+        self.batch, self.output, self.until_stable = batch, output, until_stable
+        self.length, self.corpus = about["row_length"], corpus
+        self.begun = {layer: m.count // self.length for layer, m in moments.items()}
+        self.done = min(self.begun.values())
+        self.source = rows(decoder.model, tokenizer, corpus, self.length, seed=about["seed"],
+                           skip=self.done, rank=ranks.rank, size=ranks.size)
+        self.shares = moments if ranks.size == 1 else {
+            layer: SecondMoment(m.dim) for layer, m in moments.items()}
+        self.keys: dict = {}  # of well-known subjects, a layer
+        self.progress, self.saved = progress and ranks.rank == 0, time.monotonic()
+
+    def run(self, wanted: int) -> None:
+        """Count until there are `wanted` rows, the corpus ends or the directions have settled."""
+        stop, start = self.done >= wanted, self.done
+        marks = self._marks(wanted)
+        with tqdm(total=wanted * self.length, initial=self.done * self.length, unit="token",
+                  unit_scale=True, disable=not self.progress, file=sys.stderr) as bar:
+            while not stop:
+                got = self._step(min([wanted, *(n for n in marks if n > self.done)]))
+                bar.update(got * self.length)
+                stop = got == 0 or self.done == wanted
+                if self.done in marks or not got:
+                    stop = self._look() or stop
+                if stop or self.ranks.any(time.monotonic() - self.saved > _CHECKPOINT_SECONDS):
+                    self._meet()
+                    self._save(finished=stop)
+        if self.done == 0:
+            raise RomeError(f"the corpus {str(self.corpus)!r} has fewer than {self.length} "
+                            "tokens; give a longer text or shorter rows")
+        if start < wanted and not got and self.ranks.rank == 0:
+            print(f"rome-mlx: the corpus ended after {self.done * self.length:,} tokens",
+                  file=sys.stderr)
+
+    def _marks(self, wanted: int) -> set[int]:
+        """Rows at which to look whether the directions have settled."""
+        widest = max(m.dim for m in self.moments.values())
+        return {n for n in (-(-wanted // 2**k) for k in range(5))
+                if n * self.length >= 2 * widest}
+
+    def _step(self, limit: int) -> int:
+        """Count up to `limit` rows or less; how many there were, over all ranks."""
+        ahead = [n for n in self.begun.values() if n > self.done]
+        most = self.batch if self.ranks.size == 1 else BLOCK * self.ranks.size
+        group = list(islice(self.source, min([most, *(n - self.done for n in (limit, *ahead))])))
+        mine = [row for row in group if row is not None]
+        layers = [layer for layer, n in self.begun.items() if n <= self.done]
+        for i in range(0, len(mine), self.batch):
+            _add_rows(self.decoder, mx.array(mine[i: i + self.batch]),
+                      {layer: self.shares[layer] for layer in layers})
+        self.done += len(group)
+        return len(group)
+
+    def _meet(self) -> None:
+        if self.ranks.size > 1:
+            for layer, moment in self.moments.items():
+                self.ranks.gather(moment, self.shares[layer])
+
+    def _look(self) -> bool:
+        """See how the directions settle; whether all have settled as far as was asked."""
+        self._meet()
+        settled = []
+        for layer, moment in self.moments.items():
+            if self.ranks.rank or not 0 < moment.count == self.done * self.length:
+                continue
+            cosine, first = None, moment.first
+            if first is not None and moment.count <= 4 * min(first.count,
+                                                             moment.count - first.count):
+                if layer not in self.keys:
+                    self.keys[layer] = enough.subject_keys(self.decoder, self.tokenizer, layer)
+                cosine = enough.agreement(moment, self.keys[layer])
+            if cosine is not None:
+                self.moments.about[layer].setdefault("settling", []).append(
+                    {"tokens": moment.count, "cosine": cosine})
+            moment.first = moment.triangle()
+            settled.append(cosine is not None and cosine >= (self.until_stable or 2))
+        return self.ranks.any(len(settled) == len(self.moments) and all(settled))
+
+    def _save(self, finished: bool) -> None:
+        if finished:
+            for moment in self.moments.values():
+                moment.first = None
+        if self.output is not None and self.done and self.ranks.rank == 0:
+            store.write_all(self.output, self.moments)
+        self.saved = time.monotonic()
 
 
 def _add_rows(decoder: Decoder, ids: mx.array, moments: dict[int, SecondMoment]) -> None:
-    h, start = decoder.enter(decoder.embed(ids)), 0
-    for layer, moment in moments.items():
-        h = decoder.run(h, start, layer)
-        seen: list[mx.array] = []
-
-        def keep(x, seen=seen):
-            seen.append(x)
-            return x
-
-        with hooked(decoder.module(layer, "down"), before=keep):
-            h, start = decoder.block(layer, h), layer + 1
-        moment.add(seen[0].reshape(-1, moment.dim))
+    for layer, keys in layer_keys(decoder, ids, moments):
+        moments[layer].add(keys.reshape(-1, moments[layer].dim))

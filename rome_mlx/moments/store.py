@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from ..data_files import cache_directory, data_path
 from ..errors import RomeError
 from ..fingerprint import same
+from .second_moment import SecondMoment, Triangle
 
 
 def layer_path(directory: str | Path, layer: int) -> Path:
@@ -26,18 +27,23 @@ def check_directory(directory: str | Path) -> None:
 
 
 def write_all(directory: str | Path, moments) -> None:
-    """Write every layer of a Moments, each atomically."""
+    """Write every layer of a Moments, each atomically; what a killed run left goes."""
     for layer, moment in moments.items():
+        for left in Path(directory).glob(f".{layer_path(directory, layer).name}-*"):
+            left.unlink(missing_ok=True)
         write(layer_path(directory, layer), moment, moments.about[layer])
 
 
 def write(path: Path, moment, about: dict) -> None:
-    """The upper triangle of Σ k kᵀ / count and the mean, float32, with what they are of."""
-    rows, columns = np.triu_indices(moment.dim)
-    tensors = {"upper": moment.value()[rows, columns].astype(np.float32),
-               "mean": moment.mean().astype(np.float32)}
+    """C's upper triangle and the keys' mean, float32, with what they are of.
+
+    While a run is under way, also C as it was at fewer tokens (`moment.first`).
+    """
+    tensors = {"upper": moment.triangle().upper, "mean": moment.mean().astype(np.float32)}
     metadata = {**about, "count": moment.count, "format": "rome-mlx moments 1",
                 "versions": {name: version(name) for name in ("mlx", "mlx-lm")}}
+    if moment.first is not None:
+        tensors["first"], metadata["first_count"] = moment.first.upper, moment.first.count
     data = save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
     temporary = None
     try:
@@ -69,23 +75,26 @@ def read_about(path: Path) -> dict:
     return metadata
 
 
-def read(path: Path):
-    """(SecondMoment, about) from a file."""
-    from .estimator import SecondMoment
-
+def read(path: Path) -> tuple[SecondMoment, dict]:
+    """The moment and what it is of, from a file. Raises RomeError for a damaged one."""
     about = read_about(path)
     try:
+        dim, counts = int(about["dim"]), {"upper": int(about["count"])}
+        if "first_count" in about:
+            counts["first"] = int(about.pop("first_count"))
         with safe_open(str(path), framework="numpy") as file:
-            upper, mean = file.get_tensor("upper"), file.get_tensor("mean")
-        dim, count = int(about["dim"]), int(about["count"])
-        matrix = np.zeros((dim, dim))
-        matrix[np.triu_indices(dim)] = upper
-        if mean.shape != (dim,) or count < 1 or not np.isfinite(upper).all():
-            raise ValueError(f"not the moments of {count} keys {dim} wide")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            mean = file.get_tensor("mean")
+            found = {name: Triangle(file.get_tensor(name), n) for name, n in counts.items()}
+        size = dim * (dim + 1) // 2
+        if mean.shape != (dim,) or not np.isfinite(mean).all() or any(
+                t.upper.shape != (size,) or t.count < 1 or not np.isfinite(t.upper).all()
+                for t in found.values()):
+            raise ValueError(f"not the moments of {counts['upper']} keys {dim} wide")
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise RomeError(f"{path} is damaged ({error}); make it again") from error
-    matrix += np.triu(matrix, 1).T
-    return SecondMoment(dim, count, matrix * count, mean.astype(np.float64) * count), about
+    count = counts["upper"]
+    return SecondMoment(dim, count, found["upper"].total(dim), mean.astype(np.float64) * count,
+                        found.get("first")), about
 
 
 def check(path: Path, found: dict, wanted: dict, also=()) -> None:
