@@ -9,12 +9,17 @@ from rome_mlx.hooks import intercept
 PARTS = {"hidden": "block", "mlp": "mlp", "attn": "attention"}
 
 
+def first(out):
+    """A module's output; some give a tuple that begins with it."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 def put(token: int, values: mx.array):
     """A function that writes values (rows or 1, dim) over an output's position `token`."""
     def function(out):
-        out = mx.array(out)
-        out[:, token] = mx.broadcast_to(values, (out.shape[0], out.shape[2]))
-        return out
+        state = mx.array(first(out))
+        state[:, token] = mx.broadcast_to(values, (state.shape[0], state.shape[2]))
+        return (state, *out[1:]) if isinstance(out, tuple) else state
 
     return function
 
@@ -57,11 +62,11 @@ class Traced:
         replace = dict(self.corrupt)
         for at in chosen:
             path = self.decoder.path(at, PARTS[kind])
-            replace[path] = put(token, self.clean[path][:, token])
+            replace[path] = put(token, first(self.clean[path])[:, token])
         for at in self.layers if severed else ():
             if at > chosen[-1]:
                 path = self.decoder.path(at, PARTS[severed])
-                replace[path] = put(token, self.corrupted[path][:, token])
+                replace[path] = put(token, first(self.corrupted[path])[:, token])
         with intercept(self.model, replace=replace):
             return self.probability(self.model(self.ids))
 

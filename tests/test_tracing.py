@@ -7,6 +7,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from oracles import Traced
 from tiny import tiny_model
@@ -46,7 +48,7 @@ def assert_same(found, direct: Traced, tokens=range(9), **options):
     assert abs(found.corrupted_prob - corrupted) < 1e-5
     assert abs(found.clean_prob - direct.probability(direct.clean_logits)[0]) < 1e-5
     assert found.answer_id == direct.answer and found.positions == list(tokens)
-    assert np.ptp(cells.mean(-1)) > 1e-3
+    assert np.ptp(cells.mean(-1)) > 3e-4  # cohere scales its logits down
 
 
 # against direct runs
@@ -118,6 +120,31 @@ def test_little_memory_gives_the_same_map(memory, kind, severed):
     options = dict(kind=kind, severed=severed, window=2)
     found = traced(model, memory=memory, **options)
     np.testing.assert_allclose(found.scores, traced(model, **options).scores, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_trace_equals_direct_runs(data):
+    model = tiny_model(data.draw(st.sampled_from(["llama", "gpt2", "gemma2", "gemma3_text",
+                                                  "gptj", "olmo2", "granite"])))
+    before, subject, after = (data.draw(st.text("abc", min_size=least, max_size=4))
+                              for least in (0, 1, 0))
+    fact = Fact(before + "{}" + after, subject)
+    tokens = len(before + subject + after)
+    kind = data.draw(st.sampled_from(["hidden", "mlp", "attn"]))
+    severed = data.draw(st.sampled_from([None, *({"mlp", "attn"} - {kind})]))
+    window = data.draw(st.integers(1, 6))
+    corrupt = dict(noise=data.draw(st.sampled_from(["s3", "0.5", "u0.7", "m", "t5"])),
+                   replace=data.draw(st.booleans()))
+    seed = data.draw(st.integers(0, 9))
+    first = data.draw(st.integers(0, tokens - 1))
+    chosen = range(first, data.draw(st.integers(first + 1, tokens)))
+    found = traced(model, fact, kind=kind, severed=severed, window=window, noise_seed=seed,
+                   token_range=(chosen.start, chosen.stop),
+                   memory=data.draw(st.sampled_from([1e-9, 2e-5, 1.0])), **corrupt)
+    direct = oracle(model, fact, seed=seed, **corrupt).map(chosen, kind, window, severed)
+    np.testing.assert_allclose(found.scores, direct.mean(-1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.deviations, direct.std(-1), rtol=0, atol=1e-5)
 
 
 def test_a_4_bit_model_is_traced_as_it_is():

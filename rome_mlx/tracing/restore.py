@@ -4,6 +4,10 @@ Restoring token t at layer l changes nothing before t and nothing below l: posit
 from the corrupted run's keys and values, layers below from its states. Every cell therefore joins
 one growing batch at its own layer, and the batch runs through the layers above together. Rows are
 ordered cell by cell, the noise samples of a cell next to each other.
+
+Three things more need no arithmetic. In the first layer of a window only t itself changes. Windows
+that begin at the same layer are one until the shorter ends. In the last layer only the last
+position's MLP is read.
 """
 
 from collections.abc import Sequence
@@ -21,20 +25,19 @@ from .runs import Run
 
 @dataclass(frozen=True)
 class Cell:
-    """Restore one token's state. The batch is joined below layer `start`.
+    """Restore one token's state.
 
-    layer: the map's column; restored: layers [first, last) whose module output is restored,
-    empty where the state entering `start` is.
+    start: the lowest layer that other tokens notice it in; restored: layers [first, last) whose
+    module output is restored, empty where the state entering `start` is.
     """
 
-    layer: int
     start: int
-    restored: tuple[int, int] = (0, 0)
+    restored: tuple[int, int]
 
 
 def hidden_cells(layers: int) -> list[Cell]:
     """A cell a layer: that block's output is restored, so the next layer is the first to run."""
-    return [Cell(layer, layer + 1) for layer in range(layers)]
+    return [Cell(layer + 1, (layer + 1, layer + 1)) for layer in range(layers)]
 
 
 def window_cells(layers: int, window: int) -> list[Cell]:
@@ -43,8 +46,31 @@ def window_cells(layers: int, window: int) -> list[Cell]:
     for layer in range(layers):
         first = max(0, layer - window // 2)
         last = min(layers, layer + (window + 1) // 2)
-        cells.append(Cell(layer, first, (first, last)))
+        cells.append(Cell(first + 1, (first, last)))
     return cells
+
+
+@dataclass(frozen=True)
+class Join:
+    """Cell number `cell` joins the batch below `layer`, as a copy of cell number `trunk`, which it
+    was one with until there, or (None) with its own state."""
+
+    layer: int
+    cell: int
+    trunk: int | None = None
+
+
+def joins(cells: Sequence[Cell]) -> list[Join]:
+    """When each cell joins, lowest layer first."""
+    plan, trunks = [], {}
+    for i in sorted(range(len(cells)), key=lambda i: cells[i].restored[1], reverse=True):
+        cell = cells[i]
+        trunk = trunks.setdefault(cell.start, i)
+        if trunk != i and cell.restored[1] > cell.start:
+            plan.append(Join(cell.restored[1], i, trunk))
+        else:
+            plan.append(Join(cell.start, i))
+    return sorted(plan, key=lambda join: join.layer)
 
 
 class Restoration:
@@ -63,47 +89,61 @@ class Restoration:
 
     def scores(self, token: int, cells: Sequence[Cell]) -> np.ndarray:
         """(cells, samples) float32, in the order of `cells`, for a token of the corrupted run."""
-        order = sorted(range(len(cells)), key=lambda i: cells[i].start)
         prefixes = self.corrupted.prefix(token)
-        out = np.empty((len(cells), self.samples), np.float32)
         mlps = [self.decoder.module(i, "mlp") for i in range(len(self.decoder.layers))]
         with fast_gates(mlps):
-            for i in range(0, len(order), self.cells_a_batch):
-                group = order[i: i + self.cells_a_batch]
-                out[group] = self._staircase(token, [cells[c] for c in group], prefixes)
-        return out
+            return np.concatenate([
+                self._staircase(token, cells[i: i + self.cells_a_batch], prefixes)
+                for i in range(0, len(cells), self.cells_a_batch)])
 
-    def _staircase(self, token: int, cells: list[Cell], prefixes) -> np.ndarray:
-        h, active, layers = None, 0, len(self.decoder.layers)
-        for layer in range(cells[0].start, layers + 1):
-            joining = sum(cell.start == layer for cell in cells)
-            if joining:
-                entry = self._entry(token, layer)
-                new = mx.concatenate([entry] * joining)
-                h = new if h is None else mx.concatenate([h, new])
-                active += joining
+    def _staircase(self, token: int, cells: Sequence[Cell], prefixes) -> np.ndarray:
+        h, layers, plan = None, len(self.decoder.layers), joins(cells)
+        batch: list[int] = []  # numbers of the cells in h, in order
+        for layer in range(plan[0].layer, layers + 1):
+            new = [] if h is None else [h]
+            for join in (join for join in plan if join.layer == layer):
+                new.append(self._entry(token, layer, prefixes) if join.trunk is None
+                           else self._rows(h, batch.index(join.trunk)))
+                batch.append(join.cell)
+            h = mx.concatenate(new) if len(new) > 1 else new[0]
             if layer < layers:
-                with self._hooks(token, layer, cells[:active]):
+                with self._hooks(token, layer, [cells[i] for i in batch], h.shape[1]):
                     h = self.decoder.block(layer, h, prefixes[layer])
                 mx.async_eval(h)
-        return self.probabilities(h[:, -1]).reshape(len(cells), self.samples)
+        out = np.empty((len(cells), self.samples), np.float32)
+        out[batch] = self.probabilities(h[:, -1]).reshape(len(cells), self.samples)
+        return out
+
+    def _rows(self, h: mx.array, number: int) -> mx.array:
+        return h[number * self.samples: (number + 1) * self.samples]
 
     def probabilities(self, h: mx.array) -> np.ndarray:
         """P(answer) of final hidden states (rows, dim)."""
         logits = self.decoder.logits(h).astype(mx.float32)
         return np.array(mx.exp(logits[:, self.answer] - log_sum_exp(logits)))
 
-    def _entry(self, token: int, layer: int) -> mx.array:
-        """What enters `layer` at tokens >= token: corrupted, the token itself clean for hidden."""
-        h = self.corrupted.inputs[layer][:, token - self.corrupted.begin:]
-        if self.kind != "hidden":
-            return h
-        clean = self.clean.inputs[layer][:, token: token + 1]
-        clean = mx.broadcast_to(clean, (self.samples, *clean.shape[1:]))
-        return mx.concatenate([clean, h[:, 1:]], axis=1)
+    def _entry(self, token: int, layer: int, prefixes) -> mx.array:
+        """What enters `layer` at tokens >= token: corrupted, but for what restoring did to the
+        token itself, which other tokens have not read yet."""
+        at = token - self.corrupted.begin
+        later = self.corrupted.inputs[layer][:, at + 1:]
+        if self.kind == "hidden":
+            clean = self.clean.inputs[layer][:, token: token + 1]
+            one = mx.broadcast_to(clean, (self.samples, *clean.shape[1:]))
+        else:
+            below = layer - 1
+            with self._hooks(token, below, [Cell(layer, (below, layer))], 1):
+                one = self.decoder.block(below, self.corrupted.inputs[below][:, at: at + 1],
+                                         prefixes[below])
+        return mx.concatenate([one, later], axis=1)
 
-    def _hooks(self, token: int, layer: int, cells: list[Cell]) -> ExitStack:
+    def _hooks(self, token: int, layer: int, cells: list[Cell], tokens: int) -> ExitStack:
+        """The hooks of a layer that runs `tokens` positions of these cells."""
         stack = ExitStack()
+        if layer == len(self.decoder.layers) - 1 and tokens > 1:
+            stack.enter_context(hooked(
+                self.decoder.module(layer, "mlp"), before=lambda x: x[:, -1:],
+                after=lambda out: mx.broadcast_to(out, (out.shape[0], tokens, out.shape[2]))))
         for kind, part in (("mlp", "mlp"), ("attn", "attention")):
             after = None
             if kind == self.kind:
@@ -112,7 +152,7 @@ class Restoration:
                 after = self._put(clean, chosen)
             if kind == self.severed:
                 held = getattr(self.corrupted, part)[layer][:, token - self.corrupted.begin]
-                after = self._put(held, [layer >= max(c.start, c.restored[1]) for c in cells])
+                after = self._put(held, [layer >= c.restored[1] for c in cells])
             if after is not None:
                 stack.enter_context(hooked(self.decoder.module(layer, part), after=after))
         return stack
