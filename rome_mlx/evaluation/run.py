@@ -41,7 +41,8 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | None =
             layers = [where] if isinstance(where, int) else where
             moments = ensure_moments(model, tokenizer, layers, moments, seed=seed,
                                      progress=progress)
-        templates = templates or templates_of(method, model, tokenizer, seed)
+        templates = templates or templates_of(method, model, tokenizer, seed,
+                                              hyperparameters)
     settings = {"method": method, "layer": layer, "seed": seed, "context_templates": templates,
                 "hyperparameters": repr(hyperparameters), "moments": _label(moments),
                 "fingerprint": fingerprint(decoder.module(layer, "down"))}
