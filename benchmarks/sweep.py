@@ -103,9 +103,10 @@ class Bench:
             return
         configuration = json.loads(name)
         lengths = configuration.pop("lengths")
-        hp, started = Hyperparameters(**configuration), time.monotonic()
+        hp = Hyperparameters(**configuration, context_lengths=lengths)
+        started = time.monotonic()
         edit = rm.rome(self.model, self.tokenizer, case.request, moments=self._matrix(hp.layer),
-                       context_templates=self._templates(lengths), hyperparameters=hp)
+                       context_templates=self._templates(hp.context_lengths), hyperparameters=hp)
         seconds = time.monotonic() - started
         with edit.applied(self.model):
             self._keep(name, case, case_scores(self.model, self.tokenizer, case), seconds)

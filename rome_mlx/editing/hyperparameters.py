@@ -35,10 +35,12 @@ class ValueHyperparameters:
 @dataclass(frozen=True)
 class Hyperparameters(ValueHyperparameters):
     """ROME, r-ROME and p-ROME. layer: the preset's layer, or None; ridge: added to C's diagonal,
-    as a fraction of its mean."""
+    as a fraction of its mean; context_lengths: of the templates that are sampled beside the bare
+    prompt, (how many, of how many tokens)."""
 
     layer: int | None = None
     ridge: float = 0.0
+    context_lengths: tuple[tuple[int, int], ...] = ((10, 5), (10, 10))
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ def _check(hp) -> None:
             if not value or list(value) != sorted({int(layer) for layer in value}):
                 raise RomeError(f"layers is {value}; give rising numbers, such as [4, 5, 6]")
             object.__setattr__(hp, name, tuple(value))
+        elif name == "context_lengths":
+            pairs = tuple(tuple(pair) for pair in value)
+            if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
+                raise RomeError(f"context_lengths is {value}; give pairs such as [[10, 5]]: how "
+                                "many templates, of how many tokens")
+            object.__setattr__(hp, name, pairs)
         elif name != "layer" and isinstance(one.default, int) and \
                 (not isinstance(value, int) or value < 1):
             raise RomeError(f"{name} is {value}; give 1 or more")
@@ -135,7 +143,9 @@ _ROME = {
     "gpt-neox": Hyperparameters(layer=15),
     **{name: Hyperparameters(**_COMMON)
        for name in ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")},
-    "smollm2-135m": Hyperparameters(layer=5),
+    # benchmarks/sweep.py
+    "smollm2-135m": Hyperparameters(layer=6, clamp_norm_factor=2.0,
+                                    context_lengths=((2, 10), (3, 20))),
 }
 _GPT_J_LAYERS, _LLAMA_3_LAYERS = (3, 4, 5, 6, 7, 8), (4, 5, 6, 7, 8)
 

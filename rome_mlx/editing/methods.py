@@ -30,16 +30,19 @@ def method(name: str) -> Callable[..., Edit]:
 
 
 def layers_up_to(name: str, layer: int, hyperparameters) -> list[int] | int | None:
-    """What to edit where `layer` decides: as many layers as the hyperparameters have, the last of
-    them `layer`; for lora its own."""
-    if name == "lora":
+    """What to edit where `layer` decides: the hyperparameters' layers where they end there, else
+    as many, the last of them `layer`; for lora its own."""
+    layers = getattr(hyperparameters, "layers", None) or ()
+    if name == "lora" or layer in layers[-1:]:
         return hyperparameters.layers
-    count = len(getattr(hyperparameters, "layers", ()))
+    count = len(layers)
     return list(range(max(0, layer - count + 1), layer + 1)) if count else layer
 
 
-def templates_of(name: str, model, tokenizer, seed: int = 0) -> list[str]:
+def templates_of(name: str, model, tokenizer, seed: int, hyperparameters) -> list[str]:
     """The context templates that a method samples where none are given."""
     if name in WITHOUT_MOMENTS:
         return ["{}"]
-    return (context_templates if name in ONE_BY_ONE else memit_templates)(model, tokenizer, seed)
+    if name in ONE_BY_ONE:
+        return context_templates(model, tokenizer, seed, hyperparameters.context_lengths)
+    return memit_templates(model, tokenizer, seed)

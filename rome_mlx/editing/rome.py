@@ -70,7 +70,7 @@ def _rank_one(method, model, tokenizer, request, layer, moments, templates, give
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     matrix = moment_matrix(model, tokenizer, layer, moments)
-    templates = (sample_templates(model, tokenizer, seed) if templates is None
+    templates = (sample_templates(model, tokenizer, seed, hp.context_lengths) if templates is None
                  else check_templates(templates))
 
     contexts = in_contexts(request, templates if "{}" in templates else [*_BARE, *templates])

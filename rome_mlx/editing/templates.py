@@ -14,7 +14,8 @@ _TOP_K = 5
 _WORDS, _WORDS_LENGTH = ("The", "Therefore", "Because", "I", "You"), 10
 
 
-def context_templates(model, tokenizer, seed: int = 0, lengths=_LENGTHS) -> list[str]:
+def context_templates(model, tokenizer, seed: int = 0,
+                      lengths: Sequence[tuple[int, int]] = _LENGTHS) -> list[str]:
     """`{}` and 20 texts "x. {}", x sampled from the model (ROME paper, section 3.1).
 
     lengths: (how many, of how many tokens), in turn.

@@ -114,7 +114,7 @@ class Editing:
                 layers = [self.where] if isinstance(self.where, int) else self.where
                 moments = ensure_moments(model, tokenizer, layers, moments, seed=seed,
                                          progress=progress)
-            templates = templates or templates_of(method, model, tokenizer, seed)
+            templates = templates or templates_of(method, model, tokenizer, seed, hp)
         self.options = {"moments": moments, "seed": seed, "hyperparameters": hp,
                         "context_templates": templates}
         self.settings = {

@@ -1,0 +1,125 @@
+"""Edits one after another: what they still do, and what becomes of the model.
+
+  python benchmarks/collapse.py --data counterfact.json --output runs/collapse --count 100
+
+Each method writes the cases from --first on, one a call, every edit on the model that carries
+those before it. Every ten edits: success of the latest ten, retention of the first ten, success on
+neighbors (two of each of the first ten cases and of ten cases never written), perplexity on
+data/neutral.txt and the norm of the weights. Edits are kept in --output, where a run that is
+stopped goes on. Draws collapse.png there.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+# isort: off
+import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
+# isort: on
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from rome_mlx.decoder import Decoder  # noqa: E402
+from rome_mlx.editing.hyperparameters import hyperparameters  # noqa: E402
+from rome_mlx.editing.methods import METHODS, WITHOUT_MOMENTS, templates_of  # noqa: E402
+from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
+from rome_mlx.evaluation.metrics import case_measures, case_scores  # noqa: E402
+
+EVERY = 10
+PANELS = (("latest", "the latest ten edits hold, %"), ("first", "the first ten edits hold, %"),
+          ("neighbors", "neighbors keep their answer, %"), ("perplexity", "perplexity"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="FILE", help="CounterFact records, JSON")
+    parser.add_argument("--first", type=int, default=400, help="position of the first case")
+    parser.add_argument("--count", type=int, default=100, help="edits (default 100)")
+    parser.add_argument("--methods", default="rome,r-rome,memit,ft", help="(default %(default)s)")
+    parser.add_argument("--hyperparameters", help="published, or a preset (default: the model's)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where it resumes")
+    args = parser.parse_args()
+    model, tokenizer = rm.load(dtype="float32")
+    cases = read_counterfact(args.data)[args.first: args.first + args.count + EVERY]
+    output = Path(args.output)
+    table = {}
+    for name in args.methods.split(","):
+        table[name] = sequence(model, tokenizer, name, cases, args.hyperparameters, output / name)
+        draw(table, output / "collapse.png")
+
+
+def sequence(model, tokenizer, name: str, cases, hp, directory: Path) -> list[dict]:
+    """A row every ten edits; the model is restored at the end."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = cases[:-EVERY]
+    watched = [replace(case, neighbors=case.neighbors[:2])
+               for case in (*written[:EVERY], *cases[-EVERY:])]
+    unedited = [case_scores(model, tokenizer, case) for case in watched]
+    guard, applied, path = rm.Guard(model, tokenizer), [], directory / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    templates = None if name in WITHOUT_MOMENTS else templates_of(
+        name, model, tokenizer, 0, hyperparameters(hp, name, Decoder(model)))
+    try:
+        for i, case in enumerate(written):
+            if not (directory / f"{i}").exists():
+                METHODS[name](model, tokenizer, case.request, hyperparameters=hp,
+                              context_templates=templates).save(directory / f"{i}")
+            applied.append(rm.load_edit(directory / f"{i}"))
+            applied[-1].apply(model)
+            if (i + 1) % EVERY == 0 and len(rows) < (i + 1) // EVERY:
+                rows.append(state(model, tokenizer, written[i + 1 - EVERY: i + 1], watched,
+                                  unedited, guard.check()))
+                print(name, rows[-1], flush=True)
+                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finally:
+        for edit in reversed(applied):
+            edit.revert(model)
+    return rows
+
+
+def state(model, tokenizer, latest, watched, unedited, health) -> dict:
+    new = [case_scores(model, tokenizer, replace(case, paraphrases=(), neighbors=()))
+           for case in latest]
+    now = [case_measures(case_scores(model, tokenizer, case), before)
+           for case, before in zip(watched, unedited, strict=True)]
+    won = [case_measures(scores, scores) for scores in new]
+    return {"edits": health.edits,
+            "latest": float(np.mean([m["rewrite_success"] for m in won])),
+            "first": float(np.mean([m["rewrite_success"] for m in now[:EVERY]])),
+            "neighbors": float(np.mean([m["neighborhood_known_success"] for m in now
+                                        if "neighborhood_known_success" in m])),
+            "perplexity": health.perplexity, "perplexity_before": health.perplexity_before,
+            "growth": max(health.growth.values())}
+
+
+def draw(table: dict[str, list[dict]], path: Path) -> None:
+    """Four panels over the number of edits, a line a method."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for name, rows in table.items():
+            axes.plot([row["edits"] for row in rows], [row[key] for row in rows], marker="o",
+                      markersize=3, label=name)
+        axes.set_xlabel("edits applied")
+        axes.set_ylabel(label)
+        if key == "perplexity":
+            axes.set_yscale("log")
+            if first := next((rows[0] for rows in table.values() if rows), None):
+                axes.axhline(first["perplexity_before"], color="grey", linestyle=":",
+                             label="unedited")
+            axes.legend()
+        else:
+            axes.set_ylim(-3, 103)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+if __name__ == "__main__":
+    main()
