@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from rome_mlx import plot
+from rome_mlx.cli.trace import show
 from rome_mlx.errors import RomeError
 from rome_mlx.tracing.average import TOKEN_CLASSES, AverageEffects
 from rome_mlx.tracing.trace import Trace
@@ -89,6 +90,18 @@ def test_the_terminal_map_has_a_row_a_token_within_80_columns(layers):
     assert len(lines) == len(TOKENS) + 2
     assert max(map(visible, lines)) <= 80
     assert lines[3].lstrip().startswith("Tower*") and lines[0].lstrip().startswith("The ")
+
+
+@pytest.mark.parametrize("terminal, plain, drawn", [(True, False, True), (True, True, False),
+                                                    (False, False, False)])
+def test_the_map_is_printed_in_colour_on_a_terminal_only(monkeypatch, capsys, terminal, plain,
+                                                         drawn):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    show(made())
+    assert ("\x1b[48;5;" in capsys.readouterr().out) == drawn
 
 
 def test_the_terminal_map_is_brightest_where_the_answer_returns():

@@ -5,6 +5,9 @@ and see how much of the answer returns.
       --kind mlp --plot trace.png
 """
 
+import os
+import sys
+
 from .common import (
     add_model_arguments,
     check_file,
@@ -68,7 +71,7 @@ def run(args) -> int:
 
 
 def show(result) -> None:
-    """Print a trace: the answer, and the best layers at each token."""
+    """Print a trace: the answer, and the best layers at each token; on a terminal the map too."""
     level = "" if result.noise_level is None else f" (level {result.noise_level:.3f})"
     print(f"{result.prompt.replace('{}', result.subject)!r} → {result.answer!r}")
     print(f"  clean {result.clean_prob:.3f}, corrupted {result.corrupted_prob:.3f}, "
@@ -79,6 +82,10 @@ def show(result) -> None:
         best = int(row.argmax())
         print(f"  {result.tokens[position]!r:>16.16}{mark} best at layer {best:>2}: "
               f"{row[best]:.3f}")
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        from ..plot import terminal_map
+
+        print(terminal_map(result))
     if result.subject_range[1] - 1 in result.positions:
         decision = result.decision
         print(f"  decisive layer {decision.layer}: {decision.reason}")
