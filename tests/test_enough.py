@@ -67,7 +67,7 @@ def test_stripes_cover_the_upper_triangle_of_any_width(dim):
 
 
 def test_counting_and_saving_take_no_more_memory_than_is_said():
-    """10 dim² bytes for the sums and their copy, and 10 dim² beside."""
+    """10 dim² bytes for the sums and their copy, and 14 dim² beside."""
     script = """
 import resource, sys, tempfile
 from pathlib import Path
@@ -98,7 +98,7 @@ with tempfile.TemporaryDirectory() as directory:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                          check=True)
     used = float(out.stdout)
-    assert used < 22, f"{used:.1f} bytes times dim²"
+    assert used < 24, f"{used:.1f} bytes times dim²"
 
 
 # is it enough?

@@ -1,3 +1,5 @@
+import sys
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 from scipy.special import logsumexp
 from tiny import tiny_model
 
+from rome_mlx import linux_cpu
+from rome_mlx.decoder import Decoder
 from rome_mlx.linux_cpu import fast_gates, log_sum_exp, slow_exponentials, swiglu
 
 
