@@ -1,3 +1,5 @@
+import sys
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 from scipy.special import logsumexp
 from tiny import tiny_model
 
+from rome_mlx import linux_cpu
+from rome_mlx.decoder import Decoder
 from rome_mlx.linux_cpu import fast_gates, log_sum_exp, slow_exponentials, swiglu
 
 
@@ -49,3 +53,35 @@ def test_other_mlps_are_left_alone(kind):
     classes = [type(mlp) for mlp in mlps]
     with fast_gates(mlps):
         assert [type(mlp) for mlp in mlps] == classes and isinstance(mlps[0], nn.Module)
+
+
+@pytest.mark.parametrize("heads, shared, tokens", [(9, 3, 70), (4, 4, 32), (2, 1, 1), (2, 2, 33)])
+def test_attention_is_that_of_mlx(heads, shared, tokens):
+    keys = mx.random.split(mx.random.key(0), 3)
+    queries = 3 * mx.random.normal((2, heads, tokens, 8), key=keys[0])
+    k, v = (mx.random.normal((2, shared, tokens, 8), key=key) for key in keys[1:])
+    expected = mx.fast.scaled_dot_product_attention(queries, k, v, scale=0.3, mask="causal")
+    found = linux_cpu.causal_attention(queries, k, v, 0.3)
+    assert float(mx.abs(found - expected).max()) < 1e-5
+    large = linux_cpu.causal_attention(queries * 1e4, k, v, 0.3)
+    assert bool(mx.isfinite(large).all())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "gemma3_text"])
+def test_with_fast_attention_a_model_computes_the_same_and_is_put_back(model_type, monkeypatch):
+    model = tiny_model(model_type)
+    decoder, calls = Decoder(model), []
+    ids = [[*range(3, 45)], [*range(50, 92)]]
+    expected = decoder.run(decoder.enter(decoder.embed(ids)))
+    attentions = [decoder.module(i, "attention") for i in range(len(decoder.layers))]
+    file = sys.modules[type(attentions[0]).__module__]
+    before = getattr(file, "scaled_dot_product_attention", None)
+    fast = linux_cpu.causal_attention
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    monkeypatch.setattr(linux_cpu, "causal_attention",
+                        lambda *arguments: calls.append(1) or fast(*arguments))
+    with linux_cpu.fast_attention(attentions):
+        found = decoder.run(decoder.enter(decoder.embed(ids)))
+    assert float(mx.abs(found - expected).max()) < 1e-4 * float(mx.abs(expected).max())
+    assert getattr(file, "scaled_dot_product_attention", None) is before
+    assert len(calls) == {"llama": 4, "gpt2": 4, "gemma2": 0, "gemma3_text": 2}[model_type]

@@ -74,11 +74,9 @@ def agreement(moment: SecondMoment, keys: np.ndarray) -> float | None:
 
     None where one of the two is not positive definite. Takes 8 dim² bytes at a time.
     """
-    first = moment.first.total(moment.dim)
-    since = moment.total - first
-    ours = _directions(first, keys)
-    del first
-    others = _directions(since, keys)
+    ours = _directions(moment.first.total(moment.dim), keys)
+    since = moment.first.total(moment.dim)
+    others = _directions(np.subtract(moment.total, since, out=since), keys)
     if ours is None or others is None:
         return None
     return float((ours * others).sum(axis=0).mean())

@@ -47,7 +47,7 @@ class SecondMoment:
         keys = keys.astype(mx.float32)
         for rows, columns in self.stripes():
             self.total[rows, columns] += np.array(keys[:, rows].T @ keys[:, columns], copy=False)
-        self.keys += np.array(keys.sum(axis=0))
+        self.keys += np.array(mx.ones((1, keys.shape[0])) @ keys)[0]
         self.count += keys.shape[0]
 
     def clear(self) -> None:
