@@ -20,10 +20,11 @@ PATH = "model.layers.1.mlp.down_proj"
 
 def some_edit(seed=0, keys=False, **fields):
     random = np.random.RandomState(seed)
-    delta = LowRank(random.randn(64, 1), random.randn(1, 32))
     whose = fingerprint(Decoder(tiny_model("llama")).module(1, "down"))
+    out, into = int(whose[0]), int(whose[1])
+    delta = LowRank(random.randn(into, 1), random.randn(1, out))
     return rm.Edit("rome", [REQUEST], {PATH: delta}, [1], fingerprints={PATH: whose},
-                   keys={PATH: random.randn(64, 1)} if keys else {}, **fields)
+                   keys={PATH: random.randn(into, 1)} if keys else {}, **fields)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ DAMAGE = {
     "an unknown hyperparameter": put(1, "hyperparameters", "v_lrr"),
     "no fingerprint": put({}, "fingerprints"),
     "a fingerprint of a text": put(["a", "b", "c"], "fingerprints", PATH),
-    "a fingerprint of a wider weight": put(64.0, "fingerprints", PATH, 1),
+    "a fingerprint of a wider weight": put(1000.0, "fingerprints", PATH, 1),
     "keys that are not stored": put(["model.layers.3.mlp.down_proj"], "keys"),
     "numbers that are a list": put([], "numbers"),
     "a model outside": put("edits/../../../model", "model", "path"),
@@ -125,7 +126,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
                                   "model.norm", "__class__", "model.layers.1.mlp.up_proj"])
 def test_an_edit_of_anything_but_a_linear_module_of_its_shape_is_refused_untouched(path):
     model = tiny_model("llama")
-    good = LowRank(np.ones((64, 1)), np.ones((1, 32)))
+    good, = some_edit().deltas.values()
     edit = rm.Edit("rome", [REQUEST], {PATH: good, path: good}, [1])
     before = np.array(model.layers[1].mlp.down_proj.weight)
     with pytest.raises(rm.RomeError, match="edit is"):

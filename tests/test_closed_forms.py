@@ -85,7 +85,8 @@ def test_each_layer_takes_its_share_with_the_layers_before_it_edited(method):
     model, tokenizer, layers = tiny_model("llama"), FakeTokenizer(), [0, 2, 3]
     decoder, bare = Decoder(model), [(r.text, r.subject_span) for r in REQUESTS]
     hp = {"v_num_grad_steps": 5} | ({"threshold": 0.5} if method is rm.alphaedit else {})
-    moments = {layer: spd(48, layer) for layer in layers}
+    moments = {layer: spd(model.layers[layer].mlp.down_proj.weight.shape[1], layer)
+               for layer in layers}
     edit = method(model, tokenizer, REQUESTS, layers, moments=moments, hyperparameters=hp,
                   context_templates=TEMPLATES)
     values = optimize_values(decoder, tokenizer, REQUESTS, TEMPLATES, 3, edit.hyperparameters,
@@ -184,7 +185,8 @@ def test_lora_is_what_mlx_lms_own_layers_learn():
     adapters = [model.layers[layer].mlp.down_proj for layer in layers]
     for adapter, key in zip(adapters, mx.random.split(mx.random.key(7), 2), strict=True):
         adapter.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
-        adapter.lora_a = mx.random.uniform(-1, 1, (48, 2), key=key) / 48**0.5
+        shape = adapter.lora_a.shape
+        adapter.lora_a = mx.random.uniform(-1, 1, shape, key=key) / shape[0]**0.5
     optimizer = optim.Adam(learning_rate=hp["lr"], bias_correction=True)
     for _ in range(hp["steps"]):
         _, gradients = nn.value_and_grad(model, whole_loss)(model)

@@ -13,6 +13,7 @@ from rome_mlx.editing.methods import METHODS
 
 REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
             rm.EditRequest("{} was", "a long subject", "b")]
+MOMENT = np.diag(np.linspace(0.5, 1, tiny_model("llama").layers[1].mlp.down_proj.weight.shape[1]))
 FAST = {"lr": 0.01, "steps": 12}
 EDITORS = [(rm.finetune, FAST), (rm.finetune_l, FAST | {"clamp": 0.02}),
            (rm.lora, FAST | {"rank": 2})]
@@ -115,8 +116,8 @@ def test_lora_on_an_edited_4_bit_model_keeps_the_edit():
 def test_every_method_is_called_alike(name):
     model, request = tiny_model("llama"), REQUESTS[0]
     more = {"alphaedit": {"threshold": 0.9}}.get(name, {})
-    edit = METHODS[name](model, FakeTokenizer(), request, 1, moments={1: np.diag(
-        np.linspace(0.5, 1, 48))}, context_templates=["{}", "q. {}"], hyperparameters=more,
+    edit = METHODS[name](model, FakeTokenizer(), request, 1, moments={1: MOMENT},
+                         context_templates=["{}", "q. {}"], hyperparameters=more,
         seed=1, report=lambda losses: None)
     assert edit.method == name and edit.requests == [request] and edit.layers == [1]
     assert set(edit.losses[0]) == {"step", "total", "nll", "kl", "decay", "probability"}
@@ -143,7 +144,7 @@ def test_every_method_writes_in_sequence_and_leaves_the_model_bit_for_bit(name):
     before, seen = arrays(model), []
     more = {"alphaedit": {"threshold": 0.9}}.get(name, {})
     for edit in rm.in_sequence(model, FakeTokenizer(), REQUESTS, METHODS[name], 1,
-                               moments={1: np.diag(np.linspace(0.5, 1, 48))},
+                               moments={1: MOMENT},
                                context_templates=["{}", "q. {}"], hyperparameters=more):
         seen.append(np.array(model.layers[1].mlp.down_proj.weight))
         assert edit.method == name
