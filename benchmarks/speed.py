@@ -16,7 +16,7 @@ from pathlib import Path
 
 from timing import mx, peak_gflops
 
-WORKS = ("trace",)
+WORKS = ("eval", "trace")
 
 
 def main() -> None:
