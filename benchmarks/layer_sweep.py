@@ -89,8 +89,9 @@ def draw(result: dict, path: str) -> None:
         right.fill_between(range(len(mean)), *zip(*ci95, strict=True), color=color, alpha=0.2,
                            linewidth=0)
     for name, (words, color, style) in SCORES.items():
-        points = [(layer, m[name]) for layer, m in result["scores"].items() if name in m]
-        at, means = [int(layer) for layer, _ in points], [m["mean"] for _, m in points]
+        points = sorted(((int(layer), m[name]) for layer, m in result["scores"].items()
+                         if name in m), key=lambda point: point[0])
+        at, means = [layer for layer, _ in points], [m["mean"] for _, m in points]
         axes.plot(at, means, style, color=color, markersize=4, label=words)
         if name == "score":
             axes.fill_between(at, *zip(*(m["ci95"] for _, m in points), strict=True),

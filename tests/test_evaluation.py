@@ -36,6 +36,7 @@ def data(tmp_path):
 def test_scores_are_the_whole_models_a_row_at_a_time():
     model, tokenizer = tiny_model("llama"), FakeTokenizer()
     pairs = [("ab c", "xy"), ("a much longer prompt", "q"), ("ab", "three words here")]
+    pairs += [("ab c", "q"), ("ab c", "xylophone"), ("ab c x", "y")]  # one begins another
     for (prompt, target), (nll, right) in zip(pairs, target_scores(model, tokenizer, pairs),
                                               strict=True):
         ids = tokenizer.encode(prompt + " " + target)
@@ -44,7 +45,8 @@ def test_scores_are_the_whole_models_a_row_at_a_time():
         begin = len(ids) - len(target)
         expected = [-log_p[t - 1, ids[t]] for t in range(begin, len(ids))]
         assert nll == pytest.approx(np.mean(expected), abs=1e-4)
-        assert right == all(logits[t - 1].argmax() == ids[t] for t in range(begin, len(ids)))
+        assert right == np.mean([logits[t - 1].argmax() == ids[t]
+                                 for t in range(begin, len(ids))])
 
 
 def test_the_measures_of_a_case_by_hand():
@@ -78,7 +80,7 @@ def test_the_score_is_the_harmonic_mean_and_intervals_hold_the_mean():
 
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(data, tmp_path, monkeypatch):
     model, cases = tiny_model("llama"), read_counterfact(data)
-    options = dict(layer=1, moments={1: np.eye(48)}, templates=["{}", "q. {}"])
+    options = dict(layer=1, moments={1: np.eye(64)}, templates=["{}", "q. {}"])
     whole = evaluate(model, FakeTokenizer(), cases, output=tmp_path / "whole", **options)
 
     calls, real = [], rm.Edit.apply
@@ -104,26 +106,10 @@ def test_other_settings_in_the_same_directory_are_refused(data, tmp_path):
     model, cases = tiny_model("llama"), read_counterfact(data, limit=1)
     options = dict(output=tmp_path / "run", method="none")
     evaluate(model, FakeTokenizer(), cases, layer=1, **options)
-    with pytest.raises(rm.RomeError, match="another layer"):
+    with pytest.raises(rm.RomeError, match=r"other settings \(layers\)"):
         evaluate(model, FakeTokenizer(), cases, layer=2, **options)
-    with pytest.raises(rm.RomeError, match="another model"):
+    with pytest.raises(rm.RomeError, match=r"other settings \(model\)"):
         evaluate(tiny_model("llama", seed=1), FakeTokenizer(), cases, layer=1, **options)
-
-
-def test_a_relation_and_a_limit_choose_the_cases(data):
-    assert [c.case_id for c in read_counterfact(data, 2, "P1")] == [1, 3]
-    with pytest.raises(rm.RomeError, match="P9"):
-        read_counterfact(data, relation="P9")
-
-
-@pytest.mark.parametrize("bad", [
-    {}, [], [3], [{}], [record(0), record(0)], [record(1, prompt="no place")],
-    [record(1, target_true={"str": " "})], [{**record(1), "neighborhood_prompts": [""]}]])
-def test_a_bad_record_is_named(bad, tmp_path):
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps(bad))
-    with pytest.raises(rm.RomeError, match=r"bad\.json|exactly one"):
-        read_counterfact(path)
 
 
 def test_unedited_nlls_are_the_authors(default_model, shared):

@@ -56,8 +56,9 @@ def _add_run_arguments(parser) -> None:
     parser.add_argument("--where", metavar="relation=P36", help="only cases of one relation")
     parser.add_argument("--skip-bad", action="store_true",
                         help="name bad records and go on without them (default: refuse)")
-    parser.add_argument("--generations", type=int, default=0, metavar="N",
-                        help="measure free text (GE, RS) for the first N cases (default 0)")
+    parser.add_argument("--generations", type=int, default=10, metavar="N",
+                        help="measure free text (GE, RS) of the first N cases, 0 for none; 100 "
+                             "tokens for each of their prompts (default 10)")
     parser.add_argument("--references", metavar="DIR",
                         help="the authors' attribute_snippets.json, idf.npy and tfidf_vocab.json, "
                              "for RS")
@@ -147,6 +148,7 @@ def _cell(measure: dict | None) -> str:
 
 def _compare(args) -> int:
     from ..evaluation.compare import latex, markdown, plot, read_run, terminal
+    from ..json_files import write_whole
 
     for path in (args.markdown, args.latex, args.plot, args.json):
         check_file(path)
@@ -154,8 +156,7 @@ def _compare(args) -> int:
     print(terminal(runs))
     for path, table in ((args.markdown, markdown), (args.latex, latex)):
         if path:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(table(runs) + "\n")
+            write_whole(path, table(runs) + "\n")
     if args.plot:
         plot(runs, args.plot)
     write_json(args.json, runs)

@@ -45,7 +45,7 @@ def target_scores(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Sc
         reads.setdefault(bisect_left(rows, ids), []).extend(
             (i, t - 1, whole.ids[t]) for t in range(begin, end))
     tokens: list[list[tuple[float, bool]]] = [[] for _ in pairs]
-    with fast_gates([decoder.module(i, "mlp") for i in range(len(decoder.layers))]):
+    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
         for batch in _batches(rows):
             wanted = [(row, *read) for row, r in enumerate(batch) for read in reads[r]]
             found = _read(decoder, [rows[r] for r in batch], [(w[0], w[2], w[3]) for w in wanted])

@@ -22,8 +22,8 @@ from ..loading import describe
 from ..moments.lookup import ensure_moments
 from ..pipeline import usual_layer
 from ..ranks import gathered
+from ..side_effects import drift, final_states, neutral_tokens
 from . import metrics, zsre
-from .drift import Drift
 from .generation import References, generate, ngram_entropy
 from .store import RunDirectory
 from .summary import summary_of
@@ -78,11 +78,11 @@ def _group(cases, editing: "Editing", measuring: "Measuring", directory: RunDire
     if not todo:
         return results
     before = {i: measuring.before(cases[i]) for i in todo}
-    drift = None if editing.editor is None else measuring.drift
+    neutral = editing.editor and measuring.neutral  # read before the model is edited
     with editing.edited([case.request for case in cases]):
-        moved = drift and {"kl_drift": drift.now()}
+        moved = neutral and {"kl_drift": measuring.kl(neutral)}
         for i in todo:
-            after = before[i] if moved is None else measuring.now(cases[i]) | moved
+            after = measuring.now(cases[i]) | moved if moved else before[i]
             results[i] = {"case_id": ids[i], "group": ids, "request": asdict(cases[i].request),
                           "pre": before[i], "post": after}
             directory.write(cases[i], results[i])
@@ -150,9 +150,15 @@ class Measuring:
         self.unedited = Unedited(model, tokenizer)
 
     @cached_property
-    def drift(self) -> Drift:
-        """From the model as it is when this is first read: unedited."""
-        return Drift(self.model, self.tokenizer)
+    def neutral(self) -> tuple[list, list]:
+        """Neutral text, and what the model makes of it as it is when this is first read."""
+        rows = neutral_tokens(self.tokenizer)
+        return rows, final_states(self.model, rows)
+
+    def kl(self, neutral) -> float:
+        """KL(unedited ‖ now) of the next token on neutral text, in nats."""
+        rows, before = neutral
+        return drift(self.model, rows, before, final_states(self.model, rows))["kl"]
 
     def before(self, case) -> dict:
         """Of the unedited model, computed or remembered."""

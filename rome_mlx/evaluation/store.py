@@ -81,11 +81,14 @@ class RunDirectory:
         write_json(self._path(case), result)
 
     def finish(self, cases, results: list[dict], summary: dict) -> None:
-        """Write the summary, and the cases that other machines measured."""
+        """Write the summary, and the cases that other machines measured; remove what processes
+        that were killed while writing left."""
         for case, result in zip(cases, results, strict=True):
             if not self._path(case).exists():
                 self.write(case, result)
         write_json(self.path / "summary.json", summary)
+        for left in self.path.glob(".*.json-*"):
+            left.unlink(missing_ok=True)
 
     def _path(self, case) -> Path:
         return self.path / f"case_{case.case_id}.json"

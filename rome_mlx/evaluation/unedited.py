@@ -34,7 +34,7 @@ class Unedited:
         self.model = {**describe(model, tokenizer), "versions": versions(),
                       "device": str(mx.default_device()), "weights": [
             [f"{x:.4g}" for x in fingerprint(decoder.module(i, "down"))]
-            for i in range(len(decoder.layers))]}
+            for i in decoder.dense_layers]}
 
     def get(self, what: str, about: dict, text: str, compute: Callable):
         """compute(), or what it gave before; about: all that its value depends on beside the
