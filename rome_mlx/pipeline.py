@@ -165,7 +165,7 @@ def nearest_dense(decoder: Decoder, choice: LayerChoice) -> LayerChoice:
     layer = min(decoder.dense_layers, key=lambda dense: abs(dense - choice.layer))
     if layer == choice.layer:
         return choice
-    return LayerChoice(layer, choice.source, f"{choice.reason}; layer {choice.layer} is a mixture "
+    return LayerChoice(layer, choice.how, f"{choice.reason}; layer {choice.layer} is a mixture "
                        f"of experts, and {layer} is the nearest dense one")
 
 

@@ -6,10 +6,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model
 
 from rome_mlx.architectures import ARCHITECTURES, SUPPORTED, WRAPPERS, check_type, installed_types
 from rome_mlx.cli import main
+from rome_mlx.decoder import Decoder
 from rome_mlx.errors import RomeError
+from rome_mlx.pipeline import LayerChoice, nearest_dense
 from rome_mlx.refused import REFUSED
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -68,6 +71,14 @@ def test_models_wraps_only_on_a_terminal(capsys, monkeypatch):
 def test_an_unsupported_type_says_why_and_what_is_supported():
     with pytest.raises(RomeError, match=r"'mamba2' is not supported: .*state-space.*: .*olmo2"):
         check_type("mamba2")
+
+
+def test_a_chosen_layer_that_is_a_mixture_gives_way_to_the_nearest_dense_one():
+    decoder = Decoder(tiny_model("deepseek"))
+    moved = nearest_dense(decoder, LayerChoice(3, "trace", "clear"))
+    assert moved.layer == 1 and "layer 3 is a mixture" in moved.reason and moved.how == "trace"
+    kept = LayerChoice(0, "trace", "clear")
+    assert nearest_dense(decoder, kept) == kept
 
 
 if __name__ == "__main__":

@@ -237,8 +237,9 @@ def preset_name(decoder: Decoder) -> str | None:
 
 
 def depth_layer(decoder: Decoder) -> int:
-    """The layer to edit where nothing is known of a model but its depth."""
-    return round(_DECIDING_DEPTH * len(decoder.layers))
+    """The layer to edit where nothing is known of a model but its depth, and which are dense."""
+    layer = round(_DECIDING_DEPTH * len(decoder.layers))
+    return min(decoder.dense_layers, key=lambda dense: abs(dense - layer))
 
 
 def _own(decoder: Decoder, method: str):
