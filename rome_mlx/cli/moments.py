@@ -13,7 +13,6 @@ import sys
 
 from .common import add_model_arguments, layer_list, load_model, positive
 
-
 _STABLE = 0.95
 
 
