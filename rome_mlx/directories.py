@@ -35,9 +35,10 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         except OSError:
             os.replace(made[1], path)
             raise
-    except OSError as error:
-        raise RomeError(f"cannot write {str(path)!r}: {error.strerror or error}; "
-                        "choose another directory") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: mlx's, where its files do not fit
+        reason = getattr(error, "strerror", None) or error
+        raise RomeError(f"cannot write {str(path)!r}: {reason}; free some space or choose another "
+                        "directory") from error
     finally:
         for directory in made:
             shutil.rmtree(directory, ignore_errors=True)

@@ -145,7 +145,7 @@ def convert(path: str | Path, directory: str | Path) -> None:
         file = GGUFFile(path)
         config, weights = _read(file)
         write_tokenizer(file.metadata, directory)
-        mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "mlx"})
+        _save(directory / "model.safetensors", weights)
         (directory / "config.json").write_text(json.dumps(config, indent=1))
         load_model(directory, lazy=True)  # every weight is there and has its shape
     except OSError:
@@ -156,6 +156,14 @@ def convert(path: str | Path, directory: str | Path) -> None:
         reason = " ".join(str(error).split())[:200]
         raise RomeError(f"{path} is not a whole GGUF model ({type(error).__name__}: {reason}); "
                         "download it again") from error
+
+
+def _save(path: Path, weights: dict[str, mx.array]) -> None:
+    mx.eval(weights)
+    try:
+        mx.save_safetensors(str(path), weights, {"format": "mlx"})
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _read(file: GGUFFile) -> tuple[dict, dict[str, mx.array]]:

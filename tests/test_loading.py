@@ -163,7 +163,7 @@ def configure(copy, **changes):
     (lambda d: (d / "config.json").write_text("{"), "does not describe a model"),
     (lambda d: (d / "config.json").write_text("[]"), "does not describe a model"),
     (lambda d: configure(d, model_type="mamba"), "'mamba' is not supported.*llama"),
-    (lambda d: configure(d, model_file="model.py"), "custom module"),
+    (lambda d: configure(d, model_file="model.py"), "code of its own"),
     (lambda d: configure(d, hidden_size="x"), "cannot load"),
     (lambda d: (d / "model.safetensors").unlink(), "No safetensors"),
     (lambda d: (d / "model.safetensors").write_bytes(
