@@ -34,7 +34,7 @@ from rome_mlx.moments.lookup import moment_matrix  # noqa: E402
 from rome_mlx.moments.store import layer_path  # noqa: E402
 
 #: lengths of the context templates: (how many, of how many tokens)
-SHORT, PUBLISHED, LONG = [[2, 5], [3, 10]], [[10, 5], [10, 10]], [[2, 10], [3, 20]]
+SHORT, LONG, FEW = [[2, 5], [3, 10]], [[2, 10], [3, 20]], [[1, 10], [2, 20]]
 #: what a configuration changes, from the published hyperparameters with 6 templates at layer 4
 CENTRE = {"lengths": SHORT, "layer": 4}
 GRID = [
@@ -49,6 +49,8 @@ GRID = [
     *({"layer": 6, "clamp_norm_factor": clamp} for clamp in (2.0, 3.0)),
     {"layer": 6, "lengths": LONG},
     *({"layer": layer, "lengths": LONG, "clamp_norm_factor": 2.0} for layer in (5, 6)),
+    {"layer": 5, "lengths": LONG, "clamp_norm_factor": 2.5},
+    {"layer": 6, "lengths": FEW, "clamp_norm_factor": 2.0},
     *({"layer": 5, "lengths": [[5, a], [5, b]]} for a, b in ((5, 10), (10, 20))),
     *({"layer": layer, "kl_factor": 0.0, "v_weight_decay": 0.0} for layer in (4, 5)),
     {"layer": 5, "kl_factor": 0.0, "v_weight_decay": 0.0, "lengths": LONG},
