@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import rome_mlx as rm  # noqa: E402, I001  a fast BLAS before mlx
-from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
-from rome_mlx.evaluation.metrics import case_scores, target_scores  # noqa: E402
+import rome_mlx as rm
+from rome_mlx.evaluation.counterfact import read_counterfact
+from rome_mlx.evaluation.metrics import case_scores, target_scores
 
 
 def failures(model, tokenizer, cases) -> list[str]:

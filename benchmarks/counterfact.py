@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from rome_mlx.cli import main  # noqa: E402
+from rome_mlx.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["eval", "counterfact", *sys.argv[1:]]))

@@ -18,7 +18,7 @@ def entropy(items):
 
 
 def test_the_entropy_of_a_text_by_hand():
-    words = "the cat saw the cat and the dog .".split()
+    words = ["the", "cat", "saw", "the", "cat", "and", "the", "dog", "."]
     two, three = (entropy(list(zip(*(words[i:] for i in range(n)), strict=False)))
                   for n in (2, 3))
     expected = 100 * (2 / 3 * two + 4 / 3 * three) / 2
