@@ -96,7 +96,7 @@ def causal_attention(queries: mx.array, keys: mx.array, values: mx.array,
         stop = min(tokens, start + _QUERIES)
         weights, sums = _causal_exp(grouped[..., start:stop, :] @ keys[..., :stop], start)
         blocks.append(weights @ values[..., :stop, :] / sums)
-    return mx.concatenate(blocks, axis=-2).reshape(queries.shape)
+    return mx.concatenate(blocks, axis=-2).reshape(*queries.shape[:-1], -1)
 
 
 def _causal_exp(scores: mx.array, start: int) -> tuple[mx.array, mx.array]:

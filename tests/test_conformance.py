@@ -285,3 +285,17 @@ def test_memit_reaches_its_value_where_layers_scale_what_they_add(kind, monkeypa
     with edit.applied(model):
         state = read_states(decoder, TOKENIZER, [(REQUEST.text, REQUEST.subject_span)], LAYER)
     assert differ(state[0], found[0].initial + found[0].delta) <= 1e-4
+
+
+def test_the_second_moment_is_of_the_keys_in_the_models_own_forward(case, tmp_path):
+    (tmp_path / "text.txt").write_text("the city of ab is cd, and not xy\n" * 8)
+    moments = rm.second_moments(case.model, TOKENIZER, [LAYER], str(tmp_path / "text.txt"), 40,
+                                row_length=20, output=tmp_path / "moments")
+    text = "the city of ab is cd, and not xy\n" * 8
+    rows = mx.array(TOKENIZER.encode(text)[:40]).reshape(2, 20)
+    path = case.decoder.path(LAYER, "down")
+    with rm.intercept(case.model, keep_inputs=[path]) as seen:
+        case.model(rows)
+    keys = np.array(seen[path + ":input"], np.float64).reshape(40, -1)
+    assert moments[LAYER].count == 40
+    assert differ(moments[LAYER].value(), keys.T @ keys / 40) <= 1e-5

@@ -17,7 +17,7 @@ _COMMON = dict(
 _GPT = dict(n_embd=32, n_head=4, n_layer=4, n_positions=256, n_inner=64)
 _SLIDING = ["sliding_attention", "full_attention"] * 2
 _MINICPM = dict(dim_model_base=16, scale_depth=1.4, scale_emb=3.0, tie_word_embeddings=False)
-_LATENT = dict(kv_lora_rank=32, q_lora_rank=32, qk_rope_head_dim=4, qk_nope_head_dim=4,
+_LATENT = dict(kv_lora_rank=32, q_lora_rank=32, qk_rope_head_dim=4, qk_nope_head_dim=8,
                v_head_dim=8, num_key_value_heads=4)
 #: two dense layers, then two mixtures of four experts
 _MIXTURE = dict(
@@ -75,7 +75,7 @@ ARGUMENTS = {
         "add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False,
         "sliding_window_size": 6, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
         "layernorm_epsilon": 1e-5, "swa_rope_theta": 10000.0, "swa_num_attention_heads": 4,
-        "swa_num_key_value_heads": 2, "v_head_dim": 8, "swa_head_dim": 8, "swa_v_head_dim": 8},
+        "swa_num_key_value_heads": 2, "v_head_dim": 16, "swa_head_dim": 8, "swa_v_head_dim": 16},
     "minicpm": _MINICPM,
     "minicpm3": {**_MINICPM, **_LATENT, "rope_scaling": dict(
         original_max_position_embeddings=128, short_factor=[1.0, 1.0], long_factor=[1.0, 2.0])},
