@@ -27,6 +27,7 @@ from rome_mlx.evaluation.metrics import case_measures, case_scores
 from rome_mlx.evaluation.summary import summarize
 from rome_mlx.json_files import read_json, write_json
 from rome_mlx.moments import store
+from rome_mlx.moments.enough import subject_keys
 
 SIZES = {"text": (3_000, 10_000, 30_000, 100_000, 300_000),
          "self": (3_000, 10_000, 30_000, 100_000)}
@@ -47,6 +48,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = rm.load()
     matrices = counted(model, tokenizer, args.layer, args.text, output)
+    directions(model, tokenizer, args.layer, matrices)
     records = [case_record(model, tokenizer, case, args.layer, matrices,
                            output / f"case_{case.case_id}.json")
                for case in read_counterfact(args.cases, args.limit)]
@@ -79,6 +81,17 @@ def counted(model, tokenizer, layer: int, text: str, output: Path) -> dict:
     matrices[f"{thin}+ridge"] = (ridged(matrices[thin][0]), matrices[thin][1])
     width = len(matrices[thin][0])
     return {"identity": (np.eye(width), 0), **matrices}
+
+
+def directions(model, tokenizer, layer: int, matrices: dict) -> None:
+    """Print the mean cosine of C⁻¹k to the largest text's, over 64 well-known subjects' keys."""
+    keys = subject_keys(Decoder(model), tokenizer, layer)
+    found = {name: np.linalg.solve(matrix, keys.T).T for name, (matrix, _) in matrices.items()}
+    found = {name: u / np.linalg.norm(u, axis=1, keepdims=True) for name, u in found.items()}
+    print(f"layer {layer}, 64 subjects: cosine to {largest(matrices)}")
+    for name, vectors in found.items():
+        cosines = (vectors * found[largest(matrices)]).sum(axis=1)
+        print(f"{name:16} {cosines.mean():.4f}, lowest {cosines.min():.4f}", flush=True)
 
 
 def ridged(matrix: np.ndarray) -> np.ndarray:
