@@ -1,4 +1,4 @@
-"""Seconds a ROME edit, 11 templates and 20 steps, and MEMIT of many requests beside ROME's.
+"""Seconds a ROME edit, 11 templates and 20 steps, the mean of three facts; MEMIT beside ROME.
 
 Beside the edit the plain way of finding the value: the whole model on the whole prompts at every
 step, in MLX with the same BLAS and, where it is installed, in PyTorch with transformers. Beside
@@ -21,8 +21,10 @@ from rome_mlx.hooks import hooked
 from rome_mlx.loading import weight, weight_shape
 from rome_mlx.moments.lookup import moment_matrix
 
-LAYER, TEMPLATES, LAYERS = 8, 11, [4, 5, 7, 8]
-REQUEST = rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+LAYER, LENGTHS, LAYERS = 8, ((5, 5), (5, 10)), [4, 5, 7, 8]
+REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
+            rm.EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),
+            rm.EditRequest("{} was developed by", "Windows 95", "Nintendo")]
 CITIES = ("Rome", "Athens", "Oslo", "Lima", "Cairo", "Tokyo", "Boston", "Dublin", "Vienna", "Delhi")
 
 
@@ -33,28 +35,32 @@ def rows(full: bool, repeats: int) -> list[dict]:
 
 
 def _edit(model, tokenizer, repeats: int) -> dict:
-    templates = context_templates(model, tokenizer)[:TEMPLATES]
+    templates = context_templates(model, tokenizer, lengths=LENGTHS)
     moments = {LAYER: moment_matrix(model, tokenizer, LAYER)}
     hp = rm.Hyperparameters(v_stop=0.0)  # all the steps
-    found = {}
+    found, count = {}, len(REQUESTS)
 
     def edit(name):
-        found[name] = rm.rome(model, tokenizer, REQUEST, LAYER, moments=moments,
-                              context_templates=templates, hyperparameters=hp).right_vector
+        found[name] = np.stack([
+            rm.rome(model, tokenizer, request, LAYER, moments=moments,
+                    context_templates=templates, hyperparameters=hp).right_vector
+            for request in REQUESTS])
 
-    ours_s = seconds(lambda: edit("ours"), repeats)
+    ours_s = seconds(lambda: edit("ours"), repeats) / count
     rome_module.optimize_values = _plain
     try:
-        direct_s = seconds(lambda: edit("direct"), 3)
+        direct_s = seconds(lambda: edit("direct"), 3) / count
     finally:
         rome_module.optimize_values = optimize_values
-    torch_s, delta = _torch_seconds(model, tokenizer, templates, hp)
-    ours = optimize_values(Decoder(model), tokenizer, [REQUEST], templates, LAYER, hp)[0].delta
+    torch_s, deltas = _torch_seconds(model, tokenizer, templates, hp)
+    ours = np.stack([optimize_values(Decoder(model), tokenizer, [request], templates, LAYER,
+                                     hp)[0].delta for request in REQUESTS])
     row = {"name": "rome", "ours_s": ours_s, "direct_s": direct_s, "torch_s": torch_s,
            "direct_ratio": direct_s / ours_s, "torch_ratio": torch_s and torch_s / ours_s,
-           "necessary_gflop": _necessary_gflop(Decoder(model), tokenizer, templates, hp),
+           "necessary_gflop": np.mean([_necessary_gflop(Decoder(model), tokenizer, templates, hp, r)
+                                       for r in REQUESTS]),
            "cosine_direct": _cosine(found["ours"], found["direct"]),
-           "cosine_torch": None if delta is None else _cosine(ours, delta)}
+           "cosine_torch": None if deltas is None else _cosine(ours, deltas)}
     print(f"rome: {ours_s:.1f} s, direct {direct_s:.1f} s, PyTorch {torch_s or 'absent'} s",
           file=sys.stderr)
     return row
@@ -62,7 +68,7 @@ def _edit(model, tokenizer, repeats: int) -> dict:
 
 def _batch(model, tokenizer, full: bool) -> dict:
     count = 100 if full else 20
-    requests = [rm.EditRequest(REQUEST.prompt, f"The {name} {kind}", CITIES[i % len(CITIES)])
+    requests = [rm.EditRequest(REQUESTS[0].prompt, f"The {name} {kind}", CITIES[i % len(CITIES)])
                 for i, (name, kind) in enumerate(
                     (name, kind) for kind in ("Tower", "Bridge", "Museum", "Palace", "Garden")
                     for name in ("Old", "Royal", "Red", "Northern", "Harbour", "Crystal", "Iron",
@@ -85,9 +91,9 @@ def _batch(model, tokenizer, full: bool) -> dict:
                                    for request in requests)}
 
 
-def _prepared(tokenizer, templates, layer: int):
+def _prepared(tokenizer, request, templates):
     """Padded ids, the subject's and the targets' positions, the targets; the KL's row is last."""
-    rows = value_module._rows(tokenizer, [REQUEST], templates)
+    rows = value_module._rows(tokenizer, [request], templates)
     width = max(len(row.ids) for row in rows)
     ids = np.array([row.ids + [0] * (width - len(row.ids)) for row in rows])
     at = np.array([row.begin - 1 for row in rows[:-1]])  # one token a target
@@ -96,8 +102,9 @@ def _prepared(tokenizer, templates, layer: int):
 
 
 def _plain(decoder, tokenizer, requests, templates, layer, hp, part="mlp", report=None):
-    """`optimize_values` for REQUEST: every step runs the whole model on the whole prompts."""
-    ids, subjects, at, targets = (mx.array(x) for x in _prepared(tokenizer, templates, layer))
+    """`optimize_values` for one request: every step runs the whole model on whole prompts."""
+    ids, subjects, at, targets = (mx.array(x) for x in _prepared(tokenizer, requests[0],
+                                                                     templates))
     row, count, seen = mx.arange(len(ids)), len(targets), {}
     place = (mx.arange(ids.shape[1])[None] == subjects[:, None])[..., None]
 
@@ -137,7 +144,7 @@ def _mlx_log_softmax(x):
 
 
 def _torch_seconds(model, tokenizer, templates, hp):
-    """(seconds of the value's optimisation, δ) in PyTorch, the plain way; None where absent."""
+    """(seconds a value's optimisation, δ of every request) in PyTorch; None where absent."""
     try:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -145,10 +152,11 @@ def _torch_seconds(model, tokenizer, templates, hp):
         print("PyTorch with transformers is not installed: left out", file=sys.stderr)
         return None, None
     peer = _torch_model(model, torch, LlamaConfig, LlamaForCausalLM)
-    ids, subjects, at, targets = (torch.tensor(x) for x in _prepared(tokenizer, templates, LAYER))
-    row, count, found = torch.arange(len(ids)), len(targets), []
+    prepared = [[torch.tensor(x) for x in _prepared(tokenizer, request, templates)]
+                for request in REQUESTS]
 
-    def optimize():
+    def optimize(ids, subjects, at, targets):
+        row, count = torch.arange(len(ids)), len(targets)
         delta, seen = torch.zeros(peer.config.hidden_size, requires_grad=True), {}
 
         def add(module, given, out):
@@ -175,9 +183,10 @@ def _torch_seconds(model, tokenizer, templates, hp):
             with torch.no_grad():
                 delta *= min(1.0, float(hp.clamp_norm_factor * scale / delta.norm()))
         handle.remove()
-        found[:] = [delta.detach().double().numpy()]
+        return delta.detach().double().numpy()
 
-    return seconds(optimize, 3), found[0]
+    found = np.stack([optimize(*one) for one in prepared])
+    return seconds(lambda: [optimize(*one) for one in prepared], 3) / len(prepared), found
 
 
 def _torch_model(model, torch, LlamaConfig, LlamaForCausalLM):
@@ -199,7 +208,7 @@ def _torch_model(model, torch, LlamaConfig, LlamaForCausalLM):
     return peer.eval().requires_grad_(False)
 
 
-def _necessary_gflop(decoder, tokenizer, templates, hp, request=REQUEST) -> float:
+def _necessary_gflop(decoder, tokenizer, templates, hp, request) -> float:
     """Matrix products of the steps, forward and back to δ: each row from the subject's last token
     on, from the layer up, and the vocabulary where it is read."""
     rows = value_module._rows(tokenizer, [request], templates)
@@ -213,4 +222,6 @@ def _necessary_gflop(decoder, tokenizer, templates, hp, request=REQUEST) -> floa
 
 
 def _cosine(one, other) -> float:
-    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    """The lowest over rows."""
+    return float(min((one * other).sum(1) / np.linalg.norm(one, axis=1)
+                     / np.linalg.norm(other, axis=1)))

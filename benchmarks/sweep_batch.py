@@ -30,14 +30,12 @@ from rome_mlx.editing.value import Value  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores  # noqa: E402
 
-LAYERS = ([4, 5], [4, 5, 7, 8])
+LAYERS = [4, 5, 6]
 GRID = [
-    *(("memit", layers, {"update_weight": weight})
-      for layers in LAYERS for weight in (2.0, 20.0, 200.0, 2000.0, 20000.0)),
-    *(("emmet", [layers[-1]], {"moment_scale": scale, "ridge": ridge})
-      for layers in LAYERS for scale, ridge in ((1000.0, 0.1), (1.0, 0.1))),
-    *(("alphaedit", layers, {"threshold": threshold, "regularization": weight})
-      for layers in LAYERS for threshold in (0.02, 0.05) for weight in (10.0, 1.0)),
+    *(("memit", LAYERS, {"update_weight": weight}) for weight in (20.0, 200.0, 2000.0, 20000.0)),
+    *(("emmet", LAYERS[-1:], {"moment_scale": scale, "ridge": 0.1}) for scale in (1.0, 1000.0)),
+    *(("alphaedit", LAYERS, {"threshold": threshold, "regularization": weight})
+      for threshold, weight in ((0.02, 10.0), (0.02, 1.0), (0.05, 1.0), (0.05, 0.1))),
 ]
 
 
