@@ -27,7 +27,7 @@ def table(paths: list[str]) -> str:
         settings = read_json(Path(path) / "run.json")
         preset = (settings["hyperparameters"] or {}).get("preset", "")
         lines.append(f"| {Path(path).name} | {settings['method']} | {settings['layers']} | "
-                     f"{preset} | {Path(settings['moments'] or 'none').name} |")
+                     f"{preset} | {Path(settings['moments']).name} |")
     return "\n".join(lines)
 
 

@@ -189,5 +189,7 @@ class Measuring:
                 **({} if score is None else {"reference_score": score})}
 
 
-def _label(moments) -> str | None:
+def _label(moments) -> str:
+    if moments is None:
+        return "shipped or cached"
     return str(moments) if isinstance(moments, str | Path) else type(moments).__name__
