@@ -78,7 +78,8 @@ def test_the_score_is_the_harmonic_mean_and_intervals_hold_the_mean():
 
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(data, tmp_path, monkeypatch):
     model, cases = tiny_model("llama"), read_counterfact(data)
-    options = dict(layer=1, moments={1: np.eye(64)}, templates=["{}", "q. {}"])
+    width = model.layers[1].mlp.down_proj.weight.shape[1]
+    options = dict(layer=1, moments={1: np.eye(width)}, templates=["{}", "q. {}"])
     whole = evaluate(model, FakeTokenizer(), cases, output=tmp_path / "whole", **options)
 
     calls, real = [], rm.Edit.apply

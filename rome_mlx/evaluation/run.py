@@ -120,7 +120,7 @@ class Editing:
         self.settings = {
             "method": method, "layers": self.where, "seed": seed, "context_templates": templates,
             "hyperparameters": hp and asdict(hp), "moments": _label(moments),
-            "fingerprint": fingerprint(decoder.module(layer, "down"))}
+            "fingerprint": fingerprint(decoder.module(decoder.dense_layers[0], "down"))}
 
     @contextmanager
     def edited(self, requests):
