@@ -1,8 +1,6 @@
 """CounterFact: the measures are the authors', a run can be killed, a bad record is named."""
 
 import json
-import subprocess
-import sys
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +10,7 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.evaluation.counterfact import read_counterfact
-from rome_mlx.evaluation.metrics import case_measures, case_scores, target_scores
+from rome_mlx.evaluation.metrics import case_measures, target_scores
 from rome_mlx.evaluation.run import evaluate
 from rome_mlx.evaluation.summary import ceiling_share, summarize
 
@@ -80,7 +78,8 @@ def test_the_score_is_the_harmonic_mean_and_intervals_hold_the_mean():
 
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(data, tmp_path, monkeypatch):
     model, cases = tiny_model("llama"), read_counterfact(data)
-    options = dict(layer=1, moments={1: np.eye(64)}, templates=["{}", "q. {}"])
+    width = model.layers[1].mlp.down_proj.weight.shape[1]
+    options = dict(layer=1, moments={1: np.eye(width)}, templates=["{}", "q. {}"])
     whole = evaluate(model, FakeTokenizer(), cases, output=tmp_path / "whole", **options)
 
     calls, real = [], rm.Edit.apply
@@ -110,27 +109,3 @@ def test_other_settings_in_the_same_directory_are_refused(data, tmp_path):
         evaluate(model, FakeTokenizer(), cases, layer=2, **options)
     with pytest.raises(rm.RomeError, match=r"other settings \(model\)"):
         evaluate(tiny_model("llama", seed=1), FakeTokenizer(), cases, layer=1, **options)
-
-
-def test_unedited_nlls_are_the_authors(default_model, shared):
-    reference = json.loads((shared / "reference/counterfact_layer8.json").read_text())["cases"]
-    cases = {c.case_id: c for c in read_counterfact(shared / "data/counterfact_700.json", 100)}
-    model, tokenizer = default_model
-    for theirs in reference[:8]:
-        ours = case_scores(model, tokenizer, cases[theirs["case_id"]])
-        for name in NAMES:
-            for mine, other in zip(ours[name], theirs["pre"][f"{name}_prompts_probs"],
-                                   strict=True):
-                for target in ("target_new", "target_true"):
-                    assert mine[target] == pytest.approx(other[target], abs=1e-3)
-
-
-def test_eval_runs_from_the_shell(default_model, shared, tmp_path):
-    out = subprocess.run(
-        [sys.executable, "-m", "rome_mlx", "eval", "counterfact", "--data",
-         str(shared / "data/counterfact_700.json"), "--limit", "2", "--layer", "5", "--output",
-         str(tmp_path / "run"), "--json", str(tmp_path / "summary.json")],
-        capture_output=True, text=True, check=True).stdout
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["cases"] == 2 and summary["rewrite_success"]["mean"] == 100
-    assert "ES" in out and all(len(line) <= 80 for line in out.splitlines())

@@ -91,6 +91,8 @@ def _run(args) -> int:
     name, _, relation = (args.where or "relation=").partition("=")
     if name != "relation" or (args.where and not relation):
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
+    if args.generations < 0:
+        raise RomeError(f"--generations is {args.generations}; give 0 or more")
     read = read_counterfact if args.benchmark == "counterfact" else read_zsre
     skipped = [] if args.skip_bad else None
     cases = read(args.data, args.limit, relation or None, skipped)

@@ -120,7 +120,7 @@ class Editing:
         self.settings = {
             "method": method, "layers": self.where, "seed": seed, "context_templates": templates,
             "hyperparameters": hp and asdict(hp), "moments": _label(moments),
-            "fingerprint": fingerprint(decoder.module(layer, "down"))}
+            "fingerprint": fingerprint(decoder.module(decoder.dense_layers[0], "down"))}
 
     @contextmanager
     def edited(self, requests):
@@ -189,5 +189,7 @@ class Measuring:
                 **({} if score is None else {"reference_score": score})}
 
 
-def _label(moments) -> str | None:
+def _label(moments) -> str:
+    if moments is None:
+        return "shipped or cached"
     return str(moments) if isinstance(moments, str | Path) else type(moments).__name__

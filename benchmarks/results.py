@@ -1,0 +1,52 @@
+"""The results page's table from run directories.
+
+  python benchmarks/results.py runs/none runs/rome runs/ft --page docs/results.md
+
+Takes the place of what stands between the page's two markers; without --page it is printed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from rome_mlx.errors import RomeError
+from rome_mlx.evaluation.compare import markdown, read_run
+from rome_mlx.json_files import read_json, write_whole
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def table(paths: list[str]) -> str:
+    """The runs' measures, and what each was run with."""
+    lines = [markdown([read_run(path) for path in paths]), "",
+             "± is half the width of the 95 % interval over cases.", "",
+             "| run | method | layers | hyperparameters | moments |", "|---|---|---|---|---|"]
+    for path in paths:
+        settings = read_json(Path(path) / "run.json")
+        preset = (settings["hyperparameters"] or {}).get("preset", "")
+        lines.append(f"| {Path(path).name} | {settings['method']} | {settings['layers']} | "
+                     f"{preset} | {Path(settings['moments']).name} |")
+    return "\n".join(lines)
+
+
+def put(page: str, text: str) -> str:
+    """The page with the text between its markers. Raises RomeError where it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise RomeError(f"the page has no {BEGIN} and {END}; put them where the table goes")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--page", metavar="FILE")
+    args = parser.parse_args()
+    if args.page is None:
+        print(table(args.runs))
+    else:
+        write_whole(args.page, put(Path(args.page).read_text("utf-8"), table(args.runs)))

@@ -1,0 +1,101 @@
+"""CounterFact on the default model: the authors' numbers, our own facts, a small run for real."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rome_mlx as rm
+from rome_mlx.evaluation.counterfact import read_counterfact
+from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores, target_scores
+from rome_mlx.evaluation.summary import summarize
+
+TARGETS = ("target_new", "target_true")
+
+
+@pytest.fixture(scope="module")
+def reference(shared):
+    """[(case, the authors' scores before, after)]"""
+    theirs = json.loads((shared / "reference/counterfact_layer8.json").read_text())["cases"]
+    cases = {c.case_id: c for c in read_counterfact(shared / "data/counterfact_700.json")}
+
+    def scores(state):
+        return {group: [{**p, "correct": False} for p in state[f"{group}_prompts_probs"]]
+                for group in GROUPS}
+
+    return [(cases[t["case_id"]], scores(t["pre"]), scores(t["post"])) for t in theirs]
+
+
+def test_unedited_nlls_are_the_authors(default_model, reference):
+    for case, before, _ in reference[:8]:
+        ours = case_scores(*default_model, case)
+        for group in GROUPS:
+            for mine, other in zip(ours[group], before[group], strict=True):
+                for target in TARGETS:
+                    assert mine[target] == pytest.approx(other[target], abs=1e-3)
+
+
+@pytest.mark.parametrize("state", (1, 2), ids=("before", "after"))
+def test_the_summary_of_the_authors_nlls_is_exact(reference, state):
+    out = summarize([case_measures(one[state], one[1]) for one in reference])
+    parts = []
+    for group in GROUPS:
+        sign = -1 if group == "neighborhood" else 1
+        parts.append(np.mean([np.mean([sign * (p["target_true"] - p["target_new"]) > 0
+                                       for p in one[state][group]]) for one in reference]))
+        assert out[f"{group}_success"]["mean"] == pytest.approx(100 * parts[-1], abs=1e-9)
+    assert out["score"]["mean"] == pytest.approx(300 / sum(1 / p for p in parts), abs=1e-9)
+
+
+def test_rome_succeeds_where_the_authors_does(default_model, shared, reference):
+    templates = json.loads((shared / "reference/rome.json").read_text())["context_templates"]
+    with np.load(shared / "reference/second_moment_layer8.npz", allow_pickle=False) as file:
+        moments = {8: file["moment"].astype(np.float64)}
+    agree = []
+    for case, _, theirs in reference[:3]:
+        edit = rm.rome(*default_model, case.request, 8, moments=moments,
+                       context_templates=templates, hyperparameters="published")
+        with edit.applied(default_model[0]):
+            ours = case_scores(*default_model, case)
+        agree += [(mine["target_new"] < mine["target_true"])
+                  == (other["target_new"] < other["target_true"]) for group in GROUPS
+                  for mine, other in zip(ours[group], theirs[group], strict=True)]
+    assert len(agree) == 39 and np.mean(agree) >= 0.95
+
+
+def test_the_default_model_knows_our_own_facts(default_model):
+    for case in read_counterfact()[::5]:
+        first = target_scores(*default_model, [(case.request.text, case.request.target_true)])[0]
+        scores = case_scores(*default_model, case)
+        known = {group: [p["target_true"] < p["target_new"] for p in prompts]
+                 for group, prompts in scores.items()}
+        assert first.right == 1, case.request
+        assert all(known["rewrite"]) and any(known["paraphrase"]), case.request
+        assert sum(known["neighborhood"]) > 5, case.request
+
+
+def test_a_small_benchmark_runs_for_real_from_the_shell(default_model, tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-m", "rome_mlx", "eval", "counterfact", "--limit", "2", "--generations",
+         "1", "--output", str(tmp_path / "run"), "--json", str(tmp_path / "summary.json")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cases"] == 2 and summary["rewrite_success"]["mean"] == 100
+    assert summary["unedited"]["rewrite_success"]["mean"] == 0
+    assert summary["ngram_entropy"]["mean"] > 300 and 0 < summary["kl_drift"]["mean"] < 1
+    assert "ES" in out and all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_zsre_runs_for_real_from_the_shell(default_model, shared, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "rome_mlx", "eval", "zsre", "--data",
+         str(shared / "data/zsre_800.json"), "--limit", "1", "--output", str(tmp_path / "run"),
+         "--json", str(tmp_path / "summary.json")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name in ("rewrite_acc", "paraphrase_acc", "neighborhood_acc", "portability", "kl_drift"):
+        assert len(summary[name]["ci95"]) == 2
+    assert summary["rewrite_acc"]["mean"] > summary["unedited"]["rewrite_acc"]["mean"]
