@@ -42,7 +42,7 @@ images: .venv/.installed
 
 # Every notebook again, with its outputs.
 notebooks: .venv/.installed-dev
-	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace examples/*.ipynb
+	$(BIN)/python examples/run.py examples/*.ipynb
 
 dist: .venv/.installed-dev
 	$(BIN)/python -m build --outdir dist .
