@@ -21,7 +21,7 @@ from rome_mlx.hooks import hooked
 from rome_mlx.loading import weight, weight_shape
 from rome_mlx.moments.lookup import moment_matrix
 
-LAYER, LENGTHS, LAYERS = 8, ((5, 5), (5, 10)), [4, 5, 7, 8]
+LAYER, LENGTHS, LAYERS = 8, ((5, 5), (5, 10)), [4, 5, 6]
 REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
             rm.EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),
             rm.EditRequest("{} was developed by", "Windows 95", "Nintendo")]
