@@ -17,24 +17,29 @@ from rome_mlx.plot import _LINES, plot_severed, plot_traces
 
 IMAGES = Path(__file__).parent / "images"
 PLACES = [("The Eiffel Tower", "Paris"), ("The Colosseum", "Rome"), ("The Louvre", "Paris"),
-          ("The Brandenburg Gate", "Berlin"), ("Big Ben", "London"), ("The Kremlin", "Moscow")]
+          ("The Brandenburg Gate", "Berlin")]
 LONG = ("Every summer, when the heat settles over the old streets, thousands of visitors queue for "
         "hours to climb {}, which is located in the city of")
 
 
-def traced() -> None:
-    model, tokenizer = rm.load()
+def maps(model, tokenizer) -> None:
     fact = rm.Fact("{} is located in the city of", "The Eiffel Tower")
     plot_traces([rm.trace(model, tokenizer, fact, kind=kind, samples=4)
                  for kind in ("hidden", "mlp", "attn")], IMAGES / "tracing-maps.png")
-    fact = rm.Fact("The capital of {} is", "France")
-    intact, *severed = (rm.trace(model, tokenizer, fact, token_range="subject_last", severed=path)
-                        for path in (None, "mlp", "attn"))
-    plot_severed(intact, severed, IMAGES / "tracing-severed.png")
     rm.trace(model, tokenizer, rm.Fact(LONG, "the Eiffel Tower"), samples=2).plot(
         IMAGES / "tracing-long.png")
+
+
+def severed(model, tokenizer) -> None:
+    fact = rm.Fact("The capital of {} is", "France")
+    intact, *cut = (rm.trace(model, tokenizer, fact, token_range="subject_last", severed=path)
+                    for path in (None, "mlp", "attn"))
+    plot_severed(intact, cut, IMAGES / "tracing-severed.png")
+
+
+def averages(model, tokenizer) -> None:
     facts = [rm.Fact("{} is located in the city of", *place) for place in PLACES]
-    rm.average_effects(model, tokenizer, facts, samples=3, window=6).plot(
+    rm.average_effects(model, tokenizer, facts, samples=2, window=6).plot(
         IMAGES / "tracing-averages.png")
 
 
@@ -71,7 +76,8 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     profile(args.published)
     if not args.profile_only:
-        traced()
+        for draw in (maps, severed, averages):
+            draw(*rm.load())
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def plot_severed(intact, severed: Sequence, path: str | Path) -> Path:
     intact: a Trace of hidden states; severed: Traces of the same fact with `severed` set.
     """
     traces = [intact, *severed]
-    figure = Figure(figsize=(max(6, 0.16 * len(traces) * intact.scores.shape[1]), 3.2),
+    figure = Figure(figsize=(max(6, 0.09 * len(traces) * intact.scores.shape[1]), 3.2),
                     layout="constrained")
     axes, width = figure.subplots(), 0.85 / len(traces)
     for i, trace in enumerate(traces):
@@ -112,6 +112,7 @@ def plot_severed(intact, severed: Sequence, path: str | Path) -> Path:
         axes.bar(layers + (i - (len(traces) - 1) / 2) * width, subject_last_effect(trace), width,
                  color=color, label=label)
     axes.axhline(0, color="black", linewidth=0.5)
+    axes.margins(x=0.01)
     axes.set_xlabel("layer of the restored state")
     axes.set_ylabel(f"indirect effect on P({intact.answer.strip()})", parse_math=False)
     axes.set_title(_shortened(intact.prompt.replace("{}", intact.subject), 90), fontsize=9,
