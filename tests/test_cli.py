@@ -118,7 +118,7 @@ def test_help_shows_every_command():
 
 @pytest.mark.parametrize("command", [
     "trace", "locate", "edit", "edits", "edits show", "edits stack", "edits fuse", "moments",
-    "eval", "import-gguf", "doctor"])
+    "eval", "eval counterfact", "eval zsre", "eval compare", "import-gguf", "doctor"])
 def test_help_teaches_with_an_example(command, capsys):
     assert status([*command.split(), "--help"]) == 0
     assert f"\n  rome-mlx {command}" in capsys.readouterr().out
@@ -170,6 +170,14 @@ def test_the_doctor_names_what_is_missing_and_what_mends_it(monkeypatch, capsys,
         assert f"\n  {command}" in said
     missing = json.loads((tmp_path / "doctor.json").read_text())["missing"]
     assert len(missing) == 2
+
+
+def test_the_doctor_names_a_cache_that_cannot_be_written(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path / "file"))
+    assert main(["doctor"]) == 1
+    assert "export ROME_MLX_CACHE=DIRECTORY" in capsys.readouterr().out
 
 
 def test_the_doctor_shows_the_default_models_moments(default_model, capsys):

@@ -1,6 +1,7 @@
 """The report is one page that fetches nothing, escapes everything, and fits a phone."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
-from tiny import tiny_model
+from mlx_lm.utils import save
+from tiny import _COMMON, tiny_model
 
 import rome_mlx as rm
+from rome_mlx.cli import main
 from rome_mlx.report import benchmark_report
 from rome_mlx.report.page import changed
 
@@ -81,6 +84,21 @@ def test_changed_words_are_marked():
         "<del>Paris, France.</del> It is", "<ins>Rome, Italy.</ins> It is")
     assert changed("a <b>", "a <b>") == ("a &lt;b&gt;", "a &lt;b&gt;")
     assert changed("", "new") == ("", "<ins>new</ins>")
+
+
+def test_many_requests_from_the_command_line_share_one_page(tmp_path, capsys):
+    save(tmp_path / "model", str(tmp_path), tiny_model("llama"), FakeTokenizer(),
+         {**_COMMON, "model_type": "llama"})
+    (tmp_path / "requests.json").write_text(json.dumps(
+        [{"prompt": "{} is in", "subject": subject, "target_new": "xy"} for subject in "abc"]))
+    main(["edit", "--requests", str(tmp_path / "requests.json"), "--method", "ft", "--layer", "1",
+          "--model", str(tmp_path / "model"), "--save-path", str(tmp_path / "edit"),
+          "--report", str(tmp_path / "report.html")])
+    out = capsys.readouterr().out
+    assert "Report in" in out and "ft at layer 1" in out and "text about other things" in out
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<h2>2 more requests</h2>" in page and "c is in → xy" in page
+    assert f"--adapter-path {tmp_path / 'edit'}" in page
 
 
 def test_a_report_that_cannot_be_written_is_refused(written, tmp_path):

@@ -20,19 +20,35 @@ from .common import (
 )
 from .edit import layer_choice
 
+_COUNTERFACT = """Edit every case, measure rewrite, paraphrases and neighbors, take the edit back.
+
+  rome-mlx eval counterfact --method rome --limit 20 --output runs/rome --report rome.html
+"""
+_ZSRE = """Edit every question's answer, and measure it by the share of right tokens.
+
+  rome-mlx eval zsre --data zsre.json --method memit --batch 10 --output runs/memit-zsre
+"""
+_COMPARE = """Put finished runs side by side.
+
+  rome-mlx eval compare runs/rome runs/memit --plot methods.png
+"""
+
 
 def add_arguments(parser) -> None:
     actions = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
-    counterfact = actions.add_parser("counterfact", help="ROME's benchmark of counterfactual facts")
+    counterfact = actions.add_parser("counterfact", help="ROME's benchmark of counterfactual facts",
+                                     description=_COUNTERFACT)
     counterfact.add_argument("--data", metavar="FILE|HUB",
                              help="CounterFact, MultiCounterFact or EasyEdit's variant: a JSON "
                                   "file or a hub data set (default: our own records)")
-    zsre = actions.add_parser("zsre", help="question answering, in MEND's format")
+    zsre = actions.add_parser("zsre", help="question answering, in MEND's format",
+                              description=_ZSRE)
     zsre.add_argument("--data", metavar="FILE|HUB", required=True,
                       help="a JSON file or a hub data set")
     for command in (counterfact, zsre):
         _add_run_arguments(command)
-    compare = actions.add_parser("compare", help="several runs in one table")
+    compare = actions.add_parser("compare", help="several runs in one table",
+                                 description=_COMPARE)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs")
     for name, what in (("markdown", "the table as Markdown"), ("latex", "the table as LaTeX"),
                        ("plot", "draw S and its parts"), ("json", "write the summaries")):
