@@ -4,7 +4,7 @@
 
 Each method writes the cases from --first on, one a call, every edit on the model that carries
 those before it. Every ten edits: success of the latest ten, retention of the first ten, success on
-neighbors (two of each of the first ten cases and of ten cases never written), perplexity on
+neighbors (two of each of the first ten cases and of the ten records before them), perplexity on
 data/neutral.txt and the norm of the weights. Edits are kept in --output, where a run that is
 stopped goes on. Draws collapse.png there.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="where it resumes")
     args = parser.parse_args()
     model, tokenizer = rm.load(dtype="float32")
-    cases = read_counterfact(args.data)[args.first: args.first + args.count + EVERY]
+    cases = read_counterfact(args.data)[args.first - EVERY: args.first + args.count]
     output = Path(args.output)
     table = {}
     for name in args.methods.split(","):
@@ -60,9 +60,9 @@ def main() -> None:
 def sequence(model, tokenizer, name: str, cases, hp, directory: Path) -> list[dict]:
     """A row every ten edits; the model is restored at the end."""
     directory.mkdir(parents=True, exist_ok=True)
-    written = cases[:-EVERY]
+    written = cases[EVERY:]
     watched = [replace(case, neighbors=case.neighbors[:2])
-               for case in (*written[:EVERY], *cases[-EVERY:])]
+               for case in (*written[:EVERY], *cases[:EVERY])]
     unedited = [case_scores(model, tokenizer, case) for case in watched]
     guard, applied, path = rm.Guard(model, tokenizer), [], directory / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help="CounterFact records, JSON")
     parser.add_argument("--first", type=int, default=300, help="position of the first case")
     parser.add_argument("--count", type=int, default=50, help="cases written at once")
-    parser.add_argument("--only", metavar="JSON", help='one configuration: [method, layers, {...}]')
+    parser.add_argument("--only", metavar="JSON",
+                        help="these configurations: [[method, layers, {...}], ...]")
     parser.add_argument("--output", required=True, metavar="FILE", help="lines, where it resumes")
     args = parser.parse_args()
     model, tokenizer = rm.load(dtype="float32")
@@ -55,7 +56,7 @@ def main() -> None:
     done = output.read_text("utf-8") if output.exists() else ""
     unedited = [case_scores(model, tokenizer, case) for case in cases]
     keep_values(output.parent)
-    for method, layers, changes in [json.loads(args.only)] if args.only else GRID:
+    for method, layers, changes in json.loads(args.only) if args.only else GRID:
         name = json.dumps([args.first, len(cases), method, layers, changes])
         if json.dumps(name) in done:
             continue

@@ -12,6 +12,7 @@ import rome_mlx as rm
 from rome_mlx.decoder import Decoder
 from rome_mlx.editing import hyperparameters as module
 from rome_mlx.editing.hyperparameters import PRESETS, depth_layer, hyperparameters, preset_name
+from rome_mlx.editing.methods import layers_up_to
 from rome_mlx.pipeline import usual_layer
 
 REQUEST = rm.EditRequest("{} was", "a long subject", "b")
@@ -59,6 +60,13 @@ def test_an_unknown_model_gets_layers_by_its_depth_and_words_that_say_so(method)
     assert depth_layer(decoder) == 3
     assert (hp.layer if method == "ft" else hp.layers[-1]) == 3
     assert "gpt2-xl" in hp.preset and "layer 3 by depth" in hp.preset
+
+
+def test_a_methods_own_layers_are_kept_where_they_end_at_the_chosen_one():
+    hp = rm.MemitHyperparameters(layers=(2, 4, 6))
+    assert list(layers_up_to("memit", 6, hp)) == [2, 4, 6]
+    assert list(layers_up_to("memit", 5, hp)) == [3, 4, 5]
+    assert layers_up_to("rome", 6, rm.Hyperparameters(layer=2)) == 6
 
 
 def test_rome_on_an_unknown_model_wants_a_layer():

@@ -143,7 +143,7 @@ _ROME = {
     "gpt-neox": Hyperparameters(layer=15),
     **{name: Hyperparameters(**_COMMON)
        for name in ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")},
-    # benchmarks/sweep.py
+    # by benchmarks/sweep.py, as sweep_batch.py for many facts
     "smollm2-135m": Hyperparameters(layer=6, clamp_norm_factor=2.0,
                                     context_lengths=((1, 10), (2, 20))),
 }
@@ -158,17 +158,20 @@ PRESETS = {
             layers=_GPT_J_LAYERS, update_weight=15000.0, v_num_grad_steps=25),
         "llama-3-8b": MemitHyperparameters(
             layers=_LLAMA_3_LAYERS, update_weight=15000.0, v_num_grad_steps=25, v_lr=0.1),
+        "smollm2-135m": MemitHyperparameters(layers=(4, 5, 6), update_weight=20.0),
     },
     "emmet": {
         "gpt2-xl": EmmetHyperparameters(),
         "gpt-j": EmmetHyperparameters(layers=(5,), moment_scale=1.0),
         "llama-2-7b": EmmetHyperparameters(layers=(5,), moment_scale=1.0, clamp_norm_factor=4.0),
+        "smollm2-135m": EmmetHyperparameters(layers=(6,)),
     },
     "alphaedit": {
         "gpt2-xl": AlphaEditHyperparameters(),
         "gpt-j": AlphaEditHyperparameters(layers=_GPT_J_LAYERS, v_num_grad_steps=25),
         "llama-3-8b": AlphaEditHyperparameters(
             layers=_LLAMA_3_LAYERS, v_num_grad_steps=25, v_lr=0.1),
+        "smollm2-135m": AlphaEditHyperparameters(layers=(4, 5, 6)),
     },
     "ft": {"gpt2-xl": FineTuneHyperparameters(), "gpt-j": FineTuneHyperparameters(layer=21)},
     "ft-l": {"gpt2-xl": FineTuneHyperparameters(layer=0, clamp=5e-4),
