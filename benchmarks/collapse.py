@@ -109,12 +109,14 @@ def draw(table: dict[str, list[dict]], path: Path) -> None:
             axes.plot([row["edits"] for row in rows], [row[key] for row in rows], marker="o",
                       markersize=3, label=name)
         axes.set_xlabel("edits applied")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(label)
         if key == "perplexity":
-            axes.set_yscale("log")
-            if first := next((rows[0] for rows in table.values() if rows), None):
-                axes.axhline(first["perplexity_before"], color="grey", linestyle=":",
-                             label="unedited")
+            before = next(row["perplexity_before"] for rows in table.values() for row in rows)
+            highest = max(row[key] for rows in table.values() for row in rows)
+            axes.axhline(before, color="grey", linestyle=":", label="unedited")
+            axes.set_yscale("log" if highest > 10 * before else "linear")
+            axes.set_ylim(0.5 * before, max(2 * before, 1.1 * highest))
             axes.legend()
         else:
             axes.set_ylim(-3, 103)
