@@ -144,7 +144,7 @@ _ROME = {
     **{name: Hyperparameters(**_COMMON)
        for name in ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")},
     # by benchmarks/sweep.py, as sweep_batch.py for many facts
-    "smollm2-135m": Hyperparameters(layer=6, clamp_norm_factor=2.0,
+    "smollm2-135m": Hyperparameters(layer=5, clamp_norm_factor=2.0,
                                     context_lengths=((1, 10), (2, 20))),
 }
 _GPT_J_LAYERS, _LLAMA_3_LAYERS = (3, 4, 5, 6, 7, 8), (4, 5, 6, 7, 8)
