@@ -14,7 +14,7 @@ REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "
 def test_three_facts_are_written_and_another_stays(default_model):
     model, tokenizer = default_model
     before = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
-    edit = rm.memit(model, tokenizer, REQUESTS, [4, 5, 6],
+    edit = rm.memit(model, tokenizer, REQUESTS, [4, 5, 6, 8],
                     hyperparameters={"update_weight": 200.0})
     after = dict(tree_flatten(model.parameters()))
     assert before.keys() == after.keys()
