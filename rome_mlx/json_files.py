@@ -1,4 +1,4 @@
-"""Text and JSON files, written whole or not at all; JSONL is read too."""
+"""Files, written whole or not at all; JSON and JSONL are read too."""
 
 import json
 import os
@@ -16,16 +16,22 @@ def write_json(path: str | Path | None, value) -> None:
 
 def write_whole(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all. Raises RomeError where that cannot be."""
-    target, temporary = Path(path).absolute(), None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        write_bytes(Path(path).absolute(), text.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise RomeError(f"cannot write {str(path)!r}: {error.strerror}; free some space or "
                         "choose another file") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, beside its place first. Raises OSError."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Moments on disk are whole or not there, go on where they stopped, and are of one model."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
     output = tmp_path / "moments"
     second_moments(model, TOKENIZER, [1], tokens=64, **arguments, output=output)
     before = store.layer_path(output, 1).read_bytes()
-    interrupt(monkeypatch, store.os, place, 0, error)
+    interrupt(monkeypatch, os, place, 0, error)
     with pytest.raises(RomeError if error is OSError else error, match=r"cannot write|stopped"):
         second_moments(model, TOKENIZER, [1], tokens=128, **arguments, output=output)
     monkeypatch.undo()

@@ -1,8 +1,6 @@
 """Moments on disk: one safetensors file a layer, whole or not at all."""
 
 import json
-import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from safetensors.numpy import save
 from ..data_files import cache_directory, data_path
 from ..errors import RomeError
 from ..fingerprint import same
+from ..json_files import write_bytes
 from .second_moment import SecondMoment, Triangle
 
 
@@ -45,20 +44,12 @@ def write(path: Path, moment, about: dict) -> None:
     if moment.first is not None:
         tensors["first"], metadata["first_count"] = moment.first.upper, moment.first.count
     data = save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_bytes(path, data)
     except OSError as error:
         raise RomeError(f"cannot write {path}: {error.strerror}; free some space or choose "
                         "another --output; what was saved before is whole") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_about(path: Path) -> dict:
