@@ -5,7 +5,9 @@ import rome_mlx  # isort: skip  the BLAS must be loaded before mlx
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from samples import spd
 
 
 def _default_model(dtype):
@@ -37,3 +39,10 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference numbers at {path}; ROME_MLX_SHARED says where they are")
     return path
+
+
+@pytest.fixture
+def system():
+    """C, K, R of a small random problem, float64."""
+    random = np.random.RandomState(0)
+    return spd(12), random.randn(12, 4), random.randn(5, 4)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from samples import spd
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -22,11 +23,6 @@ REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
             rm.EditRequest("{} was", "a long subject", "b")]
 TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
 LAYER = 1
-
-
-def spd(dim, seed=0):
-    x = np.random.RandomState(seed).randn(4 * dim, dim)
-    return x.T @ x / len(x)
 
 
 def size(update, matrix):
@@ -105,13 +101,6 @@ def test_each_layer_takes_its_share_with_the_layers_before_it_edited(method):
     finally:
         for part in reversed(before):
             part.revert(model)
-
-
-@pytest.fixture
-def system():
-    """C, K, R of a small random problem, float64."""
-    random = np.random.RandomState(0)
-    return spd(12), random.randn(12, 4), random.randn(5, 4)
 
 
 def test_emmet_with_a_ridge_is_memit_with_that_weight(system):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
+from samples import arrays
 from tiny import VOCABULARY, arguments, tiny_model
 
 import rome_mlx as rm
@@ -93,10 +94,6 @@ def _quantizable(_, module) -> bool:
 def spd(dim: int) -> np.ndarray:
     x = np.random.RandomState(0).randn(2 * dim, dim)
     return x.T @ x / len(x)
-
-
-def arrays(model) -> dict:
-    return {name: np.array(w) for name, w in tree_flatten(model.parameters())}
 
 
 def ids(rows: int, tokens: int) -> mx.array:

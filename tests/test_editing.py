@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
-from mlx.utils import tree_flatten
+from samples import arrays, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -21,11 +21,6 @@ TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
 TYPES = ["llama", "gpt2", "gemma3_text", "qwen3"]
 
 
-def spd(dim, seed=0):
-    x = np.random.RandomState(seed).randn(4 * dim, dim)
-    return x.T @ x / len(x)
-
-
 def width(model):
     return int(fingerprint(Decoder(model).module(1, "down"))[1])
 
@@ -33,10 +28,6 @@ def width(model):
 def edited(model, layer=1, method=rm.rome, **options):
     return method(model, FakeTokenizer(), REQUEST, layer, moments={layer: spd(width(model))},
                   context_templates=TEMPLATES, **options)
-
-
-def arrays(model):
-    return {k: np.array(v) for k, v in tree_flatten(model.parameters())}
 
 
 def assert_same_arrays(before, after):

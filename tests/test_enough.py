@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
+from samples import letters
 from tiny import tiny_model
 
 from rome_mlx.decoder import Decoder
@@ -25,10 +26,7 @@ def model():
 
 @pytest.fixture
 def text(tmp_path):
-    """A .txt of 20,000 letters, a token each."""
-    path = tmp_path / "corpus.txt"
-    path.write_text("".join(np.random.RandomState(0).choice(list("abcdefgh ,."), 20_000)))
-    return path
+    return letters(tmp_path, 20_000)
 
 
 def counted(keys) -> SecondMoment:

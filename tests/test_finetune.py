@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
-from mlx.utils import tree_flatten
+from samples import arrays
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -22,10 +22,6 @@ EDITORS = [(rm.finetune, FAST), (rm.finetune_l, FAST | {"clamp": 0.02}),
 def edited(model, editor, hyperparameters, requests=REQUESTS, layer=1, **options):
     return editor(model, FakeTokenizer(), requests, layer, hyperparameters=hyperparameters,
                   **options)
-
-
-def arrays(model):
-    return {k: np.array(v) for k, v in tree_flatten(model.parameters())}
 
 
 def nll(model, request):

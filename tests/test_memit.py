@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
-from mlx.utils import tree_flatten
+from samples import arrays, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -31,11 +31,6 @@ FREE = {"memit": {"update_weight": 1e-6}, "emmet": {"ridge": 0.0, "moment_scale"
         "alphaedit": {"threshold": 1e9, "regularization": 1e-6}}  # nothing but the constraint
 
 
-def spd(dim, seed=0):
-    x = np.random.RandomState(seed).randn(4 * dim, dim)
-    return x.T @ x / len(x)
-
-
 def edited(model, method, requests=REQUESTS, layers=(0, 1, 2), hyperparameters=None, **options):
     if hyperparameters is None:
         hyperparameters = STEPS | ({"threshold": 0.5} if method is rm.alphaedit else {})
@@ -46,19 +41,8 @@ def edited(model, method, requests=REQUESTS, layers=(0, 1, 2), hyperparameters=N
                   context_templates=TEMPLATES, hyperparameters=hyperparameters, **options)
 
 
-def arrays(model):
-    return {k: np.array(v) for k, v in tree_flatten(model.parameters())}
-
-
 def bare(requests=REQUESTS):
     return [(r.text, r.subject_span) for r in requests]
-
-
-@pytest.fixture
-def system():
-    """C, K, R of a small random problem, float64."""
-    random = np.random.RandomState(0)
-    return spd(12), random.randn(12, 4), random.randn(5, 4)
 
 
 def test_memits_update_minimises_its_cost(system):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
+from samples import letters, relative
 from tiny import tiny_model
 
 from rome_mlx.architectures import ARCHITECTURES
@@ -25,15 +26,7 @@ def model():
 
 @pytest.fixture
 def text(tmp_path):
-    """A .txt corpus of 600 letters, a token each."""
-    path = tmp_path / "corpus.txt"
-    letters = np.random.RandomState(0).choice(list("abcdefgh ,."), 600)
-    path.write_text("".join(letters))
-    return path
-
-
-def relative(one, other) -> float:
-    return float(np.abs(one - other).max() / np.abs(other).max())
+    return letters(tmp_path, 600)
 
 
 def directly(model, layer: int, tokens: list[list[int]]) -> np.ndarray:

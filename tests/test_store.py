@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from safetensors.numpy import save_file
+from samples import letters, relative
 from tiny import tiny_model
 
 from rome_mlx.errors import RomeError
@@ -23,15 +24,7 @@ def model():
 
 @pytest.fixture
 def text(tmp_path):
-    """A .txt corpus of 600 letters, a token each."""
-    path = tmp_path / "corpus.txt"
-    letters = np.random.RandomState(0).choice(list("abcdefgh ,."), 600)
-    path.write_text("".join(letters))
-    return path
-
-
-def relative(one, other) -> float:
-    return float(np.abs(one - other).max() / np.abs(other).max())
+    return letters(tmp_path, 600)
 
 
 def test_a_stored_moment_is_read_back(model, text, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from samples import arrays
 
 import rome_mlx as rm
 from rome_mlx.cli import main
@@ -28,10 +28,6 @@ def run(tmp_path_factory, default_model):
     out = subprocess.run([sys.executable, "-m", "rome_mlx", *arguments], capture_output=True,
                          text=True, check=True).stdout
     return json.loads((directory / "edit.json").read_text()), directory / "edit", out
-
-
-def arrays(model):
-    return {k: np.array(v) for k, v in tree_flatten(model.parameters())}
 
 
 def test_the_edit_reaches_prompt_and_paraphrase_and_spares_the_neighbor(run):

@@ -1,0 +1,29 @@
+"""Small things that several tests start from: matrices, a corpus, a model's arrays."""
+
+from pathlib import Path
+
+import numpy as np
+from mlx.utils import tree_flatten
+
+
+def spd(dim: int, seed: int = 0) -> np.ndarray:
+    """A second moment of random keys, (dim, dim) float64."""
+    x = np.random.RandomState(seed).randn(4 * dim, dim)
+    return x.T @ x / len(x)
+
+
+def arrays(model) -> dict[str, np.ndarray]:
+    """Every parameter of a model by name."""
+    return {name: np.array(array) for name, array in tree_flatten(model.parameters())}
+
+
+def letters(directory: Path, count: int) -> Path:
+    """A .txt corpus of so many letters, a token each for the fake tokenizer."""
+    path = directory / "corpus.txt"
+    path.write_text("".join(np.random.RandomState(0).choice(list("abcdefgh ,."), count)))
+    return path
+
+
+def relative(one, other) -> float:
+    """The largest difference, as a share of the largest number."""
+    return float(np.abs(one - other).max() / np.abs(other).max())
