@@ -3,7 +3,7 @@
 There, MLX computes exp one number at a time: the gate silu(x)·y of an MLP costs more than one of
 its three matrix products, and a softmax over the vocabulary more than the product before it.
 numpy's exp uses the vector units, and threads run beside each other. On Metal, on CUDA and on
-macOS nothing changes. Forward only: no gradient passes.
+macOS nothing changes. Gates and logarithms of sums pass gradients; attention does not.
 """
 
 import os
@@ -122,6 +122,11 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """gate · sigmoid(gate) · up, of one shape; evaluated at once where it is float32."""
     if gate.dtype != mx.float32 or up.dtype != mx.float32:
         return nn.silu(gate) * up
+    return _swiglu(gate, up)
+
+
+@mx.custom_function
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     mx.eval(gate, up)
     g, u = _rows(gate), _rows(up)
     out = np.empty(g.shape, np.float32)
@@ -137,10 +142,21 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return mx.array(out).reshape(gate.shape)
 
 
+@_swiglu.vjp
+def _swiglu_gradient(primals, cotangent, _):
+    gate, up = primals
+    sigmoid = 1 / (1 + _exp(-gate))
+    silu = gate * sigmoid
+    return cotangent * up * (sigmoid + silu * (1 - sigmoid)), cotangent * silu
+
+
 def log_sum_exp(logits: mx.array) -> mx.array:
     """log Σ exp over the last axis of float32 logits, (..., vocabulary) -> (...)."""
-    if not slow_exponentials():
-        return mx.logsumexp(logits, axis=-1)
+    return _log_sum_exp(logits) if slow_exponentials() else mx.logsumexp(logits, axis=-1)
+
+
+@mx.custom_function
+def _log_sum_exp(logits: mx.array) -> mx.array:
     mx.eval(logits)
     x = _rows(logits)
     out = np.empty(len(x), np.float32)
@@ -151,6 +167,25 @@ def log_sum_exp(logits: mx.array) -> mx.array:
 
     _in_chunks(compute, x)
     return mx.array(out).reshape(logits.shape[:-1])
+
+
+@_log_sum_exp.vjp
+def _log_sum_exp_gradient(logits, cotangent, output):
+    return cotangent[..., None] * _exp(logits - output[..., None])
+
+
+def _exp(x: mx.array) -> mx.array:
+    """exp of a float32 array; infinity where it overflows."""
+    mx.eval(x)
+    numbers = _rows(x)
+    out = np.empty_like(numbers)
+
+    def compute(rows: slice) -> None:
+        with np.errstate(over="ignore"):
+            np.exp(numbers[rows], out=out[rows])
+
+    _in_chunks(compute, numbers)
+    return mx.array(out).reshape(x.shape)
 
 
 def _rows(x: mx.array) -> np.ndarray:

@@ -35,6 +35,22 @@ def test_the_log_of_summed_exponentials_is_right_and_does_not_overflow(shape):
     np.testing.assert_allclose(np.array(log_sum_exp(x)), expected, rtol=1e-6, atol=1e-5)
 
 
+def test_the_gradients_are_those_of_mlx(monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    x, y = (mx.random.normal((5, 70), key=mx.random.key(i)) * 20 for i in (0, 1))
+
+    def fast(x, y):
+        return (log_sum_exp(swiglu(x, y) + x) ** 2).sum()
+
+    def plain(x, y):
+        return (mx.logsumexp(nn.silu(x) * y + x, axis=-1) ** 2).sum()
+
+    for found, expected in zip(mx.grad(fast, (0, 1))(x, y), mx.grad(plain, (0, 1))(x, y),
+                               strict=True):
+        scale = float(mx.abs(expected).max())
+        assert scale > 1 and float(mx.abs(found - expected).max()) < 1e-5 * scale
+
+
 @pytest.mark.skipif(not slow_exponentials(), reason="gates are only replaced on a Linux CPU")
 def test_a_llama_computes_the_same_and_gets_its_own_modules_back():
     model, ids = tiny_model("llama"), mx.array([[1, 2, 3]])

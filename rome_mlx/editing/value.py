@@ -17,6 +17,7 @@ import numpy as np
 
 from ..decoder import Decoder, Prefix
 from ..hooks import hooked
+from ..linux_cpu import fast_gates, log_sum_exp
 from ..tokens import encode, encode_with_target
 from .hyperparameters import ValueHyperparameters
 from .key import in_contexts
@@ -75,10 +76,11 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     report: called with each step's losses, the mean over the requests of a batch.
     """
     values = []
-    for i in range(0, len(requests), _BATCH):
-        batch = requests[i: i + _BATCH]
-        suffixes = _suffixes(decoder, _rows(tokenizer, batch, templates), layer)
-        values += _optimize(decoder, suffixes, layer, hp, part, report)
+    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+        for i in range(0, len(requests), _BATCH):
+            batch = requests[i: i + _BATCH]
+            suffixes = _suffixes(decoder, _rows(tokenizer, batch, templates), layer)
+            values += _optimize(decoder, suffixes, layer, hp, part, report)
     return values
 
 
@@ -92,26 +94,27 @@ def mean_losses(values: Sequence[Value]) -> list[dict]:
 def _optimize(decoder, suffixes, layer, hp, part, report) -> list[Value]:
     initial = _initial_outputs(decoder, suffixes, layer, part)
     delta, optimizer = mx.zeros_like(initial), _adam(hp.v_lr)
-    logits = _logits(decoder, suffixes, layer, delta, part)[-len(initial):]
-    scale, before = mx.linalg.norm(initial, axis=1), _log_softmax(logits)
-    mx.eval(scale, before)
+    scale, before = mx.linalg.norm(initial, axis=1), None
     active = list(range(len(initial)))
     values = [Value(np.zeros(initial.shape[1]), np.array(v, np.float64), []) for v in initial]
 
     for i in range(hp.v_num_grad_steps):
         def loss(delta, suffixes=suffixes, scale=scale, before=before):
-            parts = _losses(decoder, suffixes, layer, delta, part, scale, before, hp)
-            return parts[0].sum(), parts
+            parts, log_p = _losses(decoder, suffixes, layer, delta, part, scale, before, hp)
+            return parts[0].sum(), parts, log_p
 
-        (_, parts), gradient = mx.value_and_grad(loss)(delta)
-        mx.eval(*parts, gradient)
+        last = i == hp.v_num_grad_steps - 1
+        (_, parts, log_p), gradient = (loss(delta), None) if last \
+            else mx.value_and_grad(loss)(delta)
+        before = log_p if before is None else before
+        mx.eval(*parts, before, *([] if last else [gradient]))
         for request, *numbers in zip(active, *(x.tolist() for x in parts), strict=True):
             values[request].losses.append(
                 {"step": i, **dict(zip(_LOSSES, numbers, strict=True))})
         if report is not None:
             report(mean_losses(values)[-1])
         going = [j for j, total in enumerate(parts[0].tolist()) if total >= hp.v_stop]
-        if not going or i == hp.v_num_grad_steps - 1:
+        if not going or last:
             break
         if len(going) < len(active):
             suffixes, keep = _only(suffixes, going), mx.array(going)
@@ -127,17 +130,22 @@ def _optimize(decoder, suffixes, layer, hp, part, report) -> list[Value]:
     return values
 
 
-def _losses(decoder, suffixes, layer, delta, part, scale, before, hp) -> tuple[mx.array, ...]:
-    """Total, NLL, KL, decay and the target's mean probability, each (requests,)."""
+def _losses(decoder, suffixes, layer, delta, part, scale, before,
+            hp) -> tuple[tuple[mx.array, ...], mx.array]:
+    """(total, NLL, KL, decay and the target's mean probability, each (requests,)), and log P after
+    the KL's rows (requests, vocabulary): `before` of the later steps, which has none at the first.
+    """
     logits = _logits(decoder, suffixes, layer, delta, part)
     count = len(suffixes.targets)
     chosen = mx.take_along_axis(logits[:count], suffixes.targets[:, None], axis=1)[:, 0]
-    chosen = chosen - mx.logsumexp(logits[:count], axis=-1)
-    log_p = _log_softmax(logits[count:])
+    chosen = chosen - log_sum_exp(logits[:count])
+    log_p = logits[count:] - log_sum_exp(logits[count:])[:, None]
+    before = mx.stop_gradient(log_p) if before is None else before
     nll = -(suffixes.weights @ chosen)
     kl = hp.kl_factor * (mx.exp(log_p) * (log_p - before)).sum(axis=1)
     decay = hp.v_weight_decay * _norms(delta) / scale**2
-    return nll + kl + decay, nll, kl, decay, suffixes.weights @ mx.exp(chosen)
+    probability = suffixes.weights @ mx.exp(chosen)
+    return (nll + kl + decay, nll, kl, decay, probability), log_p
 
 
 def _adam(rate: float) -> optim.Adam:
@@ -148,10 +156,6 @@ def _adam(rate: float) -> optim.Adam:
 def _norms(x: mx.array) -> mx.array:
     """‖x‖ of every row, with gradient 0 at 0."""
     return mx.sqrt(mx.maximum((x * x).sum(axis=1), 1e-30))
-
-
-def _log_softmax(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _rows(tokenizer, requests, templates) -> list[_Row]:
