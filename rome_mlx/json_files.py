@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import RomeError
@@ -17,24 +19,25 @@ def write_json(path: str | Path | None, value) -> None:
 def write_whole(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all. Raises RomeError where that cannot be."""
     try:
-        write_bytes(Path(path).absolute(), text.encode("utf-8", errors="backslashreplace"))
+        with in_one_piece(Path(path).absolute()) as temporary:
+            temporary.write_text(text, "utf-8", errors="backslashreplace", newline="\n")
     except OSError as error:
         raise RomeError(f"cannot write {str(path)!r}: {error.strerror}; free some space or "
                         "choose another file") from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, beside its place first. Raises OSError."""
-    temporary = None
+@contextmanager
+def in_one_piece(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which then takes its place, or goes where writing fails."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path):

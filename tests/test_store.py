@@ -107,7 +107,7 @@ def test_stored_moments_are_extended(model, text, tmp_path):
     assert again.count == 512 and relative(again.value(), whole.value()) < 1e-6
 
 
-@pytest.mark.parametrize("place", ["replace", "fdopen"])
+@pytest.mark.parametrize("place", [(os, "replace"), (store, "save_file")])
 @pytest.mark.parametrize("error", [OSError, Interrupted])
 def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
         place, error, model, text, tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
     output = tmp_path / "moments"
     second_moments(model, TOKENIZER, [1], tokens=64, **arguments, output=output)
     before = store.layer_path(output, 1).read_bytes()
-    interrupt(monkeypatch, os, place, 0, error)
+    interrupt(monkeypatch, *place, 0, error)
     with pytest.raises(RomeError if error is OSError else error, match=r"cannot write|stopped"):
         second_moments(model, TOKENIZER, [1], tokens=128, **arguments, output=output)
     monkeypatch.undo()

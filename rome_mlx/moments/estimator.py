@@ -49,7 +49,7 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     seed is taken up where it stopped, also to extend it; it is saved every 40 seconds.
 
     Under `mlx.launch` each rank counts a share of the rows, and all return the same sums; the
-    first one writes. Takes 10 dim² bytes a layer, on several ranks 18, and 14 dim² beside.
+    first one writes. Takes 10 dim² bytes a layer, on several ranks 18, and 10 dim² beside.
     Raises RomeError for layers out of range, a corpus that cannot be read or is too short, and
     files in `output` that are of something else; ConnectionError when another rank dies. The
     model stays as it was.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from ..data_files import cache_directory, data_path
 from ..errors import RomeError
 from ..fingerprint import same
-from ..json_files import write_bytes
+from ..json_files import in_one_piece
 from .second_moment import SecondMoment, Triangle
 
 
@@ -43,12 +43,13 @@ def write(path: Path, moment, about: dict) -> None:
                 "versions": {name: version(name) for name in ("mlx", "mlx-lm")}}
     if moment.first is not None:
         tensors["first"], metadata["first_count"] = moment.first.upper, moment.first.count
-    data = save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, data)
-    except OSError as error:
-        raise RomeError(f"cannot write {path}: {error.strerror}; free some space or choose "
+        with in_one_piece(path) as temporary:
+            save_file(tensors, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RomeError(f"cannot write {path}: {reason}; free some space or choose "
                         "another --output; what was saved before is whole") from error
 
 
