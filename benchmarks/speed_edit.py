@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 from timing import mx, seconds
+from torch_process import in_torch
 
 import rome_mlx as rm
 from rome_mlx.decoder import Decoder
@@ -18,13 +19,61 @@ from rome_mlx.editing import value as value_module
 from rome_mlx.editing.templates import context_templates, memit_templates
 from rome_mlx.editing.value import Value, optimize_values
 from rome_mlx.hooks import hooked
-from rome_mlx.loading import weight, weight_shape
+from rome_mlx.loading import weight_shape
 from rome_mlx.moments.lookup import moment_matrix
 
 LAYER, LENGTHS, LAYERS = 8, ((5, 5), (5, 10)), [4, 5, 6]
 REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
             rm.EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),
             rm.EditRequest("{} was developed by", "Windows 95", "Nintendo")]
+
+#: the authors' way: the whole model on the whole prompts at every step; one token a target
+TORCH = """
+import sys, time
+import numpy as np, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+model.requires_grad_(False)
+given = dict(np.load(sys.argv[2]))
+layer, steps = int(given["layer"]), int(given["steps"])
+rate, kl_factor, decay, clamp = (float(given[n]) for n in ("rate", "kl", "decay", "clamp"))
+def optimize(ids, subjects, at, targets):
+    row, count, seen = torch.arange(len(ids)), len(targets), {}
+    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    def add(module, inputs, out):
+        seen.setdefault("scale", out[0, subjects[0]].detach().norm())
+        out = out.clone()
+        out[row, subjects] += delta
+        return out
+    handle = model.model.layers[layer].mlp.register_forward_hook(add)
+    optimizer, before = torch.optim.Adam([delta], lr=rate), None
+    for i in range(steps):
+        out = torch.log_softmax(model(input_ids=ids, use_cache=False).logits, dim=-1)
+        kl = out[count, subjects[count]]
+        before = kl.detach() if before is None else before
+        loss = -out[row[:count], at, targets].mean() + kl_factor * (kl.exp() * (kl - before)).sum()
+        loss = loss + (decay * delta.norm() / seen["scale"]**2 if i else 0.0)
+        if i == steps - 1:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            delta *= min(1.0, float(clamp * seen["scale"] / delta.norm()))
+    handle.remove()
+    return delta.detach().double().numpy()
+def everything():
+    return [optimize(*(torch.tensor(given[f"{name}{i}"])
+                       for name in ("ids", "subjects", "at", "targets")))
+            for i in range(sum(name.startswith("ids") for name in given))]
+times = []
+for _ in range(3):
+    start = time.perf_counter()
+    deltas = everything()
+    times.append(time.perf_counter() - start)
+np.savez(sys.argv[3], seconds=sorted(times)[1] / len(deltas), deltas=np.stack(deltas))
+"""
+
 CITIES = ("Rome", "Athens", "Oslo", "Lima", "Cairo", "Tokyo", "Boston", "Dublin", "Vienna", "Delhi")
 
 
@@ -52,7 +101,7 @@ def _edit(model, tokenizer, repeats: int) -> dict:
         direct_s = seconds(lambda: edit("direct"), 3) / count
     finally:
         rome_module.optimize_values = optimize_values
-    torch_s, deltas = _torch_seconds(model, tokenizer, templates, hp)
+    torch_s, deltas = _in_torch(model, tokenizer, templates, hp)
     ours = np.stack([optimize_values(Decoder(model), tokenizer, [request], templates, LAYER,
                                      hp)[0].delta for request in REQUESTS])
     row = {"name": "rome", "ours_s": ours_s, "direct_s": direct_s, "torch_s": torch_s,
@@ -61,7 +110,7 @@ def _edit(model, tokenizer, repeats: int) -> dict:
                                        for r in REQUESTS]),
            "cosine_direct": _cosine(found["ours"], found["direct"]),
            "cosine_torch": None if deltas is None else _cosine(ours, deltas)}
-    print(f"rome: {ours_s:.1f} s, direct {direct_s:.1f} s, PyTorch {torch_s or 'absent'} s",
+    print(f"rome: {ours_s:.1f} s, direct {direct_s:.1f} s, PyTorch {torch_s or 'absent'}",
           file=sys.stderr)
     return row
 
@@ -143,69 +192,16 @@ def _mlx_log_softmax(x):
     return x - mx.logsumexp(x, axis=-1, keepdims=True)
 
 
-def _torch_seconds(model, tokenizer, templates, hp):
-    """(seconds a value's optimisation, δ of every request) in PyTorch; None where absent."""
-    try:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        print("PyTorch with transformers is not installed: left out", file=sys.stderr)
-        return None, None
-    peer = _torch_model(model, torch, LlamaConfig, LlamaForCausalLM)
-    prepared = [[torch.tensor(x) for x in _prepared(tokenizer, request, templates)]
-                for request in REQUESTS]
-
-    def optimize(ids, subjects, at, targets):
-        row, count = torch.arange(len(ids)), len(targets)
-        delta, seen = torch.zeros(peer.config.hidden_size, requires_grad=True), {}
-
-        def add(module, given, out):
-            seen["initial"] = out[0, subjects[0]].detach()
-            out = out.clone()
-            out[row, subjects] += delta
-            return out
-
-        handle = peer.model.layers[LAYER].mlp.register_forward_hook(add)
-        optimizer, before = torch.optim.Adam([delta], lr=hp.v_lr), None
-        for i in range(hp.v_num_grad_steps):
-            out = torch.log_softmax(peer(input_ids=ids, use_cache=False).logits, dim=-1)
-            kl = out[count, subjects[count]]
-            before = kl.detach() if before is None else before
-            scale = seen.setdefault("scale", seen["initial"].norm())
-            decay = hp.v_weight_decay * delta.norm() / scale**2 if i else 0.0
-            loss = (-out[row[:count], at, targets].mean()
-                    + hp.kl_factor * (kl.exp() * (kl - before)).sum() + decay)
-            if i == hp.v_num_grad_steps - 1:
-                break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                delta *= min(1.0, float(hp.clamp_norm_factor * scale / delta.norm()))
-        handle.remove()
-        return delta.detach().double().numpy()
-
-    found = np.stack([optimize(*one) for one in prepared])
-    return seconds(lambda: [optimize(*one) for one in prepared], 3) / len(prepared), found
-
-
-def _torch_model(model, torch, LlamaConfig, LlamaForCausalLM):
-    """The same weights in transformers, frozen."""
-    args = model.args
-    peer = LlamaForCausalLM(LlamaConfig(
-        hidden_size=args.hidden_size, num_hidden_layers=args.num_hidden_layers,
-        intermediate_size=args.intermediate_size, num_attention_heads=args.num_attention_heads,
-        num_key_value_heads=args.num_key_value_heads, rms_norm_eps=args.rms_norm_eps,
-        vocab_size=args.vocab_size, rope_parameters={"rope_type": "default",
-                                                     "rope_theta": args.rope_theta},
-        max_position_embeddings=args.max_position_embeddings, tie_word_embeddings=True))
-    modules = dict(model.named_modules())
-    with torch.no_grad():
-        for name, parameter in peer.named_parameters():
-            module = modules[name.removesuffix(".weight")]
-            values = weight(module) if parameter.ndim == 2 else module.weight
-            parameter.copy_(torch.tensor(np.array(values)))
-    return peer.eval().requires_grad_(False)
+def _in_torch(model, tokenizer, templates, hp) -> tuple[float | None, np.ndarray | None]:
+    """(seconds a value's optimisation, δ of every request); None where PyTorch is absent."""
+    arrays = {"layer": LAYER, "steps": hp.v_num_grad_steps, "rate": hp.v_lr, "kl": hp.kl_factor,
+              "decay": hp.v_weight_decay, "clamp": hp.clamp_norm_factor}
+    for i, request in enumerate(REQUESTS):
+        arrays |= {f"{name}{i}": array for name, array in zip(
+            ("ids", "subjects", "at", "targets"), _prepared(tokenizer, request, templates),
+            strict=True)}
+    found = in_torch(TORCH, model, arrays)
+    return (None, None) if found is None else (float(found["seconds"]), found["deltas"])
 
 
 def _necessary_gflop(decoder, tokenizer, templates, hp, request) -> float:

@@ -2,20 +2,15 @@
 
 Beside it the plain way, a full run of the model with the down projections' inputs captured and
 summed in float64: in MLX with the same BLAS, and in PyTorch, with forward pre-hooks on the
-transformers model of the same weights. Text: ROME_MLX_TEXT, a .txt file. PyTorch is looked for in
-the Python of ROME_MLX_TORCH_PYTHON, or in this one.
+transformers model of the same weights. Text: ROME_MLX_TEXT, a .txt file.
 """
 
-import json
 import os
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
-from mlx.utils import tree_flatten
 from timing import mx, rm, seconds
+from torch_process import in_torch
 
 from rome_mlx.decoder import Decoder
 from rome_mlx.hooks import intercept
@@ -24,15 +19,15 @@ from rome_mlx.moments import corpus
 
 LAYERS, LENGTH, ROWS, BATCH = (8, 12), 256, 120, 8
 
-#: the authors' way: hooks on a full forward pass, sums in float64; argv: model, ids, out
+#: the authors' way: hooks on a full forward pass, sums in float64
 TORCH = """
-import json, sys, time
+import sys, time
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
 torch.set_grad_enabled(False)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-ids = torch.tensor(np.load(sys.argv[2]))
-layers = json.loads(sys.argv[4])
+given = np.load(sys.argv[2])
+ids, layers = torch.tensor(given["ids"]), given["layers"].tolist()
 sums = {layer: 0 for layer in layers}
 def hook(layer):
     def add(module, inputs):
@@ -64,7 +59,10 @@ def rows(full: bool, repeats: int) -> list[dict]:
     ours = {layer: moment.value() for layer, moment in found[0].items()}
     part = ids if full else ids[: ROWS // 4]
     direct_s = seconds(lambda: directly(model, part), 1) * ROWS / len(part)
-    torch_s, apart = in_torch(model, ids, ours)
+    theirs = in_torch(TORCH, model, {"ids": ids, "layers": LAYERS})
+    torch_s = theirs and float(theirs["seconds"])
+    apart = theirs and max(float(np.linalg.norm(theirs[str(layer)] - matrix)
+                                 / np.linalg.norm(matrix)) for layer, matrix in ours.items())
     return [{"name": "moments", "ours_s": ours_s, "direct_s": direct_s, "torch_s": torch_s,
              "direct_ratio": direct_s / ours_s, "torch_ratio": torch_s and torch_s / ours_s,
              "necessary_gflop": necessary_gflop(Decoder(model)),
@@ -83,44 +81,6 @@ def directly(model, ids) -> dict:
             keys = keys.reshape(-1, keys.shape[-1])
             sums[layer] = sums[layer] + keys.T @ keys
     return {layer: total / np.size(ids) for layer, total in sums.items()}
-
-
-def in_torch(model, ids, ours) -> tuple[float | None, float | None]:
-    """(seconds, largest relative difference) of the authors' way; None where it cannot run."""
-    python = os.environ.get("ROME_MLX_TORCH_PYTHON", sys.executable)
-    with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
-        save_for_torch(model, work / "model")
-        np.save(work / "ids.npy", np.array(ids))
-        out = subprocess.run([python, "-c", TORCH, str(work / "model"), str(work / "ids.npy"),
-                              str(work / "out.npz"), json.dumps(LAYERS)],
-                             capture_output=True, text=True, check=False)
-        if out.returncode:
-            print(f"PyTorch is left out: {out.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-            return None, None
-        with np.load(work / "out.npz", allow_pickle=False) as theirs:
-            apart = max(float(np.linalg.norm(theirs[str(layer)] - matrix)
-                              / np.linalg.norm(matrix)) for layer, matrix in ours.items())
-            return float(theirs["seconds"]), apart
-
-
-def save_for_torch(model, path: Path) -> None:
-    """The model's float32 weights as a transformers directory, in its half-split rotary order."""
-    path.mkdir()
-    source = Path(model._rome_path)
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    for name in ("quantization", "quantization_config"):
-        config.pop(name, None)
-    interleaved = config.pop("rope_traditional", False)
-    weights = dict(tree_flatten(model.parameters()))
-    for name, w in weights.items() if interleaved else ():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            head = model.args.head_dim or model.args.hidden_size // model.args.num_attention_heads
-            pairs = w.reshape(-1, head // 2, 2, w.shape[1])
-            weights[name] = pairs.swapaxes(1, 2).reshape(w.shape)
-    mx.save_safetensors(str(path / "model.safetensors"), weights, {"format": "pt"})
-    (path / "config.json").write_text(json.dumps(
-        {**config, "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"}))
 
 
 def necessary_gflop(decoder: Decoder) -> float:
