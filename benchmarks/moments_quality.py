@@ -157,15 +157,14 @@ def plot(rows: list[dict], path: str) -> None:
         chosen = [r for r in rows if r["name"].startswith(corpus + "-") and "+" not in r["name"]]
         tokens = [r["tokens"] for r in chosen]
         left.plot(tokens, [r["cosine"] for r in chosen], "o-", color=colour, label=label)
-        scores = np.array([r["score"]["mean"] for r in chosen])
-        bounds = np.array([r["score"]["ci95"] for r in chosen]).T
-        right.errorbar(tokens, scores, np.abs(bounds - scores), fmt="o-", color=colour,
-                       capsize=3, label=label)
-    identity = next(r for r in rows if r["name"] == "identity")["score"]["mean"]
-    right.axhline(identity, color="0.5", linestyle="--", label="identity in place of C")
-    for axes, title in ((left, "cosine of C⁻¹k to the most text's"), (right, "score S, 95 %")):
+        right.plot(tokens, [r["score"]["mean"] for r in chosen], "o-", color=colour, label=label)
+    identity = next(r for r in rows if r["name"] == "identity")
+    for axes, height, title in ((left, identity["cosine"], "cosine of C⁻¹k to the most text's"),
+                                (right, identity["score"]["mean"], "score S, %")):
+        axes.axhline(height, color="0.5", linestyle="--", label="the identity in place of C")
         axes.set(xscale="log", xlabel="tokens", title=title)
-        axes.legend(frameon=False)
+        axes.margins(y=0.2)
+    left.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
 
 
