@@ -146,22 +146,25 @@ def _report(args, summary: dict, model: dict, cases) -> None:
 
 def show(summary: dict) -> None:
     """Print every measure, edited and unedited."""
-    from ..evaluation.compare import MEASURES
+    from ..evaluation.compare import MEASURES, digits
 
     print(f"{summary['method']}, {summary['cases']} cases{'':12}edited{'':16}unedited")
     for name, label in MEASURES.items():
         if name in summary:
-            print(f"  {label:>9}  {_cell(summary[name])}  {_cell(summary['unedited'].get(name))}")
+            edited, unedited = (_cell(measures.get(name), digits(name))
+                                for measures in (summary, summary["unedited"]))
+            print(f"  {label:>9}  {edited}  {unedited}".rstrip())
     if summary["ceiling_share"] is not None:
         print(f"  S is {summary['ceiling_share']:.1f} % of the ceiling: 100, 100 and the unedited "
               "NS")
 
 
-def _cell(measure: dict | None) -> str:
+def _cell(measure: dict | None, decimals: int) -> str:
     if measure is None:
         return ""
     low, high = measure["ci95"]
-    return f"{measure['mean']:6.1f} [{low:6.1f}, {high:6.1f}]"
+    mean, low, high = (f"{x:6.{decimals}f}" for x in (measure["mean"], low, high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _compare(args) -> int:

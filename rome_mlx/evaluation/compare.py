@@ -21,7 +21,7 @@ _TERMINAL = {"counterfact": ("score", "rewrite_success", "paraphrase_success",
                              "neighborhood_success", "neighborhood_known_success", "kl_drift"),
              "zsre": ("score", "rewrite_acc", "paraphrase_acc", "neighborhood_acc",
                       "portability", "kl_drift")}
-_DIGITS = {"kl_drift": 3}
+_DIGITS = {"kl_drift": 4}  # of the others 1
 _NAME = 18  # columns of the terminal for a run's name
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
@@ -48,6 +48,11 @@ def read_run(path: str | Path) -> dict:
                         "run it again") from error
     return {"name": path.resolve().name, "benchmark": "counterfact" if successes else "zsre",
             "ids": [result["case_id"] for result in results], **summary}
+
+
+def digits(name: str) -> int:
+    """How many decimals of a measure are worth showing."""
+    return _DIGITS.get(name, 1)
 
 
 def rows_of(runs: list[dict]) -> list[dict]:
@@ -131,11 +136,11 @@ def _present(rows: list[dict]) -> list[str]:
 
 
 def _mean(row: dict, name: str) -> str:
-    return f"{row[name]['mean']:.{_DIGITS.get(name, 1)}f}" if name in row else ""
+    return f"{row[name]['mean']:.{digits(name)}f}" if name in row else ""
 
 
 def _half(row: dict, name: str) -> str:
     if name not in row:
         return ""
     low, high = row[name]["ci95"]
-    return f"±{(high - low) / 2:.{_DIGITS.get(name, 1)}f}"
+    return f"±{(high - low) / 2:.{digits(name)}f}"

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from ..evaluation.compare import digits
 from .page import bar, definitions, numbers, page, paragraph, section, table
 
 #: measure -> words; measures that are not here come after these, under their own names
@@ -23,8 +24,9 @@ def benchmark_page(summary: dict, settings: dict, cases: list[dict]) -> str:
              if isinstance(value, dict) and "mean" in value}
     names = [*(n for n in _WORDS if n in found), *(n for n in found if n not in _WORDS)]
     unedited = summary.get("unedited", {})
-    rows = [[_WORDS.get(name, name.replace("_", " ")), _cell(found[name], "new"),
-             _cell(unedited[name], "true") if name in unedited else ""] for name in names]
+    rows = [[_WORDS.get(name, name.replace("_", " ")),
+             *(_cell(measures[name], look, digits(name)) if name in measures else ""
+               for measures, look in ((found, "new"), (unedited, "true")))] for name in names]
     head = [(_WORDS[n].split(":")[0], f"{found[n]['mean']:.1f}")
             for n in ("score", "rewrite_success", "paraphrase_success", "neighborhood_success")
             if n in found]
@@ -37,10 +39,10 @@ def benchmark_page(summary: dict, settings: dict, cases: list[dict]) -> str:
     return page(title, body)
 
 
-def _cell(measure: dict, classes: str) -> str:
+def _cell(measure: dict, classes: str, decimals: int) -> str:
     low, high = measure["ci95"]
-    return (bar(measure["mean"], 100, classes, 1)
-            + f'<span class="soft small">{low:.1f} to {high:.1f}</span>')
+    return (bar(measure["mean"], 100, classes, decimals)
+            + f'<span class="soft small">{low:.{decimals}f} to {high:.{decimals}f}</span>')
 
 
 def _lost(cases: list[dict]) -> list[str]:
