@@ -62,7 +62,8 @@ def status() -> str:
     if os.environ.get("ROME_MLX_BLAS") == "0":
         return "MLX's own, slow: ROME_MLX_BLAS=0 turns OpenBLAS off"
     if candidates():
-        return "MLX's own, slow: import rome_mlx before mlx"
+        return ("MLX's own, slow: import rome_mlx before mlx, with a cache directory that can be "
+                "written")
     return "MLX's own, slow: pip install cmeel-openblas"
 
 

@@ -10,6 +10,16 @@ from pathlib import Path
 from .errors import RomeError
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises RomeError where nothing can be written below the first directory above `path`."""
+    above = Path(path).absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RomeError(f"cannot write {str(path)!r}: {str(above)!r} cannot be written; choose "
+                        "another place")
+
+
 @contextmanager
 def whole_directory(path: str | Path) -> Iterator[Path]:
     """A new directory to fill, which takes the place of `path` when the context ends well.
@@ -25,6 +35,8 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         made.append(Path(tempfile.mkdtemp(**beside)))
         os.chmod(made[0], 0o755)
         yield made[0]
+        for file in made[0].iterdir():  # safetensors lets nobody else read
+            file.chmod(0o644)
         if not path.exists():
             os.replace(made[0], path)
             return

@@ -4,11 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from rome_mlx.cli import main
 from rome_mlx.cli.common import layer_list
+from rome_mlx.cli.edit import _tell_missed
 from rome_mlx.cli.story import Story
 from rome_mlx.facts import EditRequest
 
@@ -157,6 +159,23 @@ def test_on_a_terminal_the_steps_say_how_long_it_takes(monkeypatch, capsys):
         story.tell("step", {"step": step, "total": 1.0, "probability": 0.5, "kl": 0.0})
     said = capsys.readouterr().err
     assert "at most" in said and "s left" in said and "\x1b" not in said
+
+
+def test_a_request_that_is_not_written_is_named(capsys):
+    def found(text, written):
+        return SimpleNamespace(request=SimpleNamespace(text=text),
+                               verification=SimpleNamespace(written=written))
+
+    assert _tell_missed([found("a is in", True)]) == 0 and not capsys.readouterr().err
+    assert _tell_missed([found("a is in", True), found("b is in", False)]) == 1
+    said, = capsys.readouterr().err.splitlines()
+    assert "1 of 2" in said and "'b is in'" in said and "a is" not in said
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("rome-mlx ")
 
 
 def test_the_doctor_names_what_is_missing_and_what_mends_it(monkeypatch, capsys, tmp_path):

@@ -123,6 +123,20 @@ def test_a_directory_that_cannot_be_written_is_refused(name, closed_directory, t
     assert not list(closed_directory.iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(closed_directory, capsys):
+    edit = ["edit", "--prompt", "{} is in", "--subject", "Paris", "--target-new", "x", "--model",
+            "nowhere"]
+    for flag in ("--save-path", "--report", "--json"):
+        assert main([*edit, flag, str(closed_directory / "out")]) == 2
+        said, = capsys.readouterr().err.splitlines()
+        assert "cannot write" in said and "choose another" in said
+
+
+def test_all_files_of_a_directory_can_be_read_by_others(tmp_path):
+    make_edit().save(tmp_path / "edit")
+    assert all(f.stat().st_mode & 0o044 == 0o044 for f in (tmp_path / "edit").iterdir())
+
+
 def commands(model, directory, text):
     """The long commands on a tiny model: name -> arguments, all of them resuming in `directory`."""
     facts, cases = text.parent / "facts.json", text.parent / "cases.json"

@@ -7,6 +7,7 @@ import argparse
 import importlib
 import os
 import sys
+from importlib.metadata import version
 
 #: command -> (module, what it does)
 COMMANDS = {
@@ -15,7 +16,7 @@ COMMANDS = {
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
     "edits": ("edits", "look at saved edits, merge them, write a full model"),
     "moments": ("moments", "count the second moments that ROME needs"),
-    "eval": ("eval", "measure a method on CounterFact"),
+    "eval": ("eval", "measure a method on CounterFact or zsRE"),
     "models": ("models", "list the model types that are supported, and why others are not"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),
     "doctor": ("doctor", "which device, BLAS, model and moments there are, and what is missing"),
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
                                 "  rome-mlx doctor\n"
                                 '  rome-mlx edit --prompt "{} is located in the city of" \\\n'
                                 '      --subject "The Eiffel Tower" --target-new Rome')
+    parser.add_argument("--version", action="version", version=f"rome-mlx {version('rome-mlx')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
     for name, (module, summary) in COMMANDS.items():

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..directories import check_writable
 from ..errors import RomeError
 from ..json_files import read_json, write_json
 
@@ -94,6 +95,9 @@ def given_hyperparameters(text: str | None, method: str):
 
 
 def check_file(path: str | None) -> None:
-    """Raises RomeError where an output file's directory is not there."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
+    """Raises RomeError where an output file's directory is not there or cannot be written."""
+    if path is None:
+        return
+    if not Path(path).absolute().parent.is_dir():
         raise RomeError(f"cannot write {path!r}: its directory does not exist; make it first")
+    check_writable(path)

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     check_file(args.json)
     found, missing = {"versions": _versions()}, []
-    for look in (_device, _cache, _model):
+    for look in (_cache, _device, _model):
         look(found, missing, args)
     for name, value in found.items():
         for line in value if isinstance(value, list) else [value]:
@@ -65,6 +65,8 @@ def _device(found: dict, missing: list, args) -> None:
         return
     found["BLAS"] = [blas.status(), *_threads()]
     if platform.system() == "Linux" and blas.loaded is None:
+        if missing and blas.candidates():  # it needs the cache
+            return
         missing.append(("a fast BLAS: without one, matrix products are about 30 times slower",
                         "unset ROME_MLX_BLAS" if os.environ.get("ROME_MLX_BLAS") == "0"
                         else "pip install cmeel-openblas"))

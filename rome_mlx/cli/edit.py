@@ -103,7 +103,7 @@ def run(args) -> int:
     write_json(args.json, results[0] if args.requests is None else
                {"edits": results, "health": health and health.to_json(),
                 "seconds": time.monotonic() - started})
-    return 0 if all(result["written"] for result in results) else 1
+    return _tell_missed(found)
 
 
 def _edit(model, tokenizer, cases, args, hp) -> list:
@@ -119,11 +119,21 @@ def _edit(model, tokenizer, cases, args, hp) -> list:
     return found
 
 
+def _tell_missed(found) -> int:
+    """Name the requests that the edited model does not prefer; the exit status."""
+    missed = [result.request.text for result in found if not result.verification.written]
+    if missed:
+        print(f"rome-mlx: {len(missed)} of {len(found)} requests not written: the old answer is "
+              f"still likelier at {', '.join(map(repr, missed[:3]))}"
+              f"{' …' if len(missed) > 3 else ''}", file=sys.stderr)
+    return 1 if missed else 0
+
+
 def _tell_health(guard):
     health = guard.check()
     print(f"\nTogether: perplexity on a neutral text {health.perplexity_before:.1f} → "
-          f"{health.perplexity:.1f}; weights grew to {max(health.growth.values()):.3f} times "
-          "at most")
+          f"{health.perplexity:.1f};\n  weights grew to "
+          f"{max(health.growth.values()):.3f} times at most")
     for warning in health.warnings():
         print(f"rome-mlx: {warning}", file=sys.stderr)
     return health

@@ -131,7 +131,7 @@ def _stack(args, edits) -> int:
     merged = stack(edits)
     merged.save(args.save_path)
     print(f"{args.save_path}: {len(edits)} edits, {len(merged.requests)} requests, "
-          f"{len(merged.deltas)} modules")
+          f"{len(merged.deltas)} module{'s' * (len(merged.deltas) > 1)}")
     return 0
 
 

@@ -60,8 +60,8 @@ def run(args) -> int:
 def show(effects) -> None:
     """Print the averages: the total effect, each kind's peak and thirds, the decisive layer."""
     low, high = effects.ate.ci95
-    print(f"{effects.facts_used} facts used, {len(effects.skipped)} skipped; "
-          f"average total effect {effects.ate.mean:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"{effects.facts_used} facts used, {len(effects.skipped)} skipped, which the model does "
+          f"not know;\naverage total effect {effects.ate.mean:.3f} [{low:.3f}, {high:.3f}]")
     print("at the subject's last token   peak              early  middle  late")
     for kind in effects.kinds:
         effect = effects.aie(kind)
@@ -71,7 +71,7 @@ def show(effects) -> None:
               f"[{effect.ci95[best, 0]:.3f}, {effect.ci95[best, 1]:.3f}]   {thirds}")
     decision = effects.decision
     print(f"decisive layer {decision.layer}{'' if decision.clear else ' (not clear)'}: "
-          f"{decision.reason}")
+          f"{decision.reason}\n  (smoothed; windows that hold layer 0 have no say)")
 
 
 def _kinds(text: str) -> tuple[str, ...]:

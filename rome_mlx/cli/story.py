@@ -41,14 +41,15 @@ class Story:
             self.began = time.monotonic()
         left = (time.monotonic() - self.began) / max(1, step) * (self.steps - 1 - step)
         line = (f"  step {step:>2}: loss {total:.3f}, "
-                f"{_short(f'P({self.request.target_new.strip()})', 30)} {probability:.3f}, "
-                f"{f'at most {left:.0f} s left' if step else '':24}")
+                f"{_short(f'P({self.request.target_new.strip()})', 30)} {probability:.3f}"
+                f"{f', at most {left:.0f} s left' if step else '':26}")
         print("\r" + line, end="", file=sys.stderr, flush=True)
 
     def _edited(self, edit) -> None:
         first, last = edit.losses[0], edit.losses[-1]
         layers = ", ".join(str(layer) for layer in edit.layers)
-        print(f"\nEdited   {edit.method} at layer {layers}, {len(edit.losses)} steps: loss "
+        print(f"\nEdited   {edit.method} at layer{'s' * (len(edit.layers) > 1)} "
+              f"{layers}, {len(edit.losses)} steps: loss "
               f"{first['total']:.3f} → {last['total']:.3f}\n"
               f"  (target {last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f})")
         print(fill(f"Hyperparameters: {edit.hyperparameters.preset}.", _WIDTH,

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..directories import whole_directory
+from ..directories import check_writable, whole_directory
 from ..errors import RomeError
 from ..facts import EditRequest
 from .edit import Edit, LowRank
@@ -27,6 +27,7 @@ def check_destination(directory: str | Path) -> Path:
     if path.is_dir() and (others := sorted(set(os.listdir(path)) - set(_FILES))):
         raise RomeError(f"{str(path)!r} holds other files ({', '.join(others[:3])}); choose a "
                         "new directory for the edit")
+    check_writable(path)
     return path
 
 

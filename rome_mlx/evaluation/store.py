@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..directories import check_writable
 from ..errors import RomeError
 from ..fingerprint import same
 from ..json_files import write_json
@@ -37,6 +38,7 @@ class RunDirectory:
             if output.is_dir() and any(not p.name.startswith(".run.json-")
                                        for p in output.iterdir()):
                 raise RomeError(f"{str(output)!r} holds other files; choose a new --output")
+            check_writable(output)
             output.mkdir(parents=True, exist_ok=True)
             write_json(path, settings)
             return

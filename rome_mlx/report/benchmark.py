@@ -14,7 +14,12 @@ _WORDS = {
     "rewrite_magnitude": "EM: rewrite magnitude", "paraphrase_magnitude": "PM: paraphrases",
     "neighborhood_magnitude": "NM: neighbours", "rewrite_acc": "rewrite accuracy",
     "paraphrase_acc": "paraphrase accuracy", "neighborhood_acc": "neighbour accuracy",
+    "portability": "portability accuracy",
+    "ngram_entropy": "GE: entropy of n-grams in free text, 100 × bits",
+    "reference_score": "RS: likeness to texts on the new answer",
+    "kl_drift": "KL on a neutral text, nats a token",
 }
+_UNBOUNDED = ("kl_drift", "ngram_entropy")  # no shares of 100, and so without bars
 _LISTED = 30
 
 
@@ -25,7 +30,7 @@ def benchmark_page(summary: dict, settings: dict, cases: list[dict]) -> str:
     names = [*(n for n in _WORDS if n in found), *(n for n in found if n not in _WORDS)]
     unedited = summary.get("unedited", {})
     rows = [[_WORDS.get(name, name.replace("_", " ")),
-             *(_cell(measures[name], look, digits(name)) if name in measures else ""
+             *(_cell(name, measures[name], look) if name in measures else ""
                for measures, look in ((found, "new"), (unedited, "true")))] for name in names]
     head = [(_WORDS[n].split(":")[0], f"{found[n]['mean']:.1f}")
             for n in ("score", "rewrite_success", "paraphrase_success", "neighborhood_success")
@@ -39,10 +44,11 @@ def benchmark_page(summary: dict, settings: dict, cases: list[dict]) -> str:
     return page(title, body)
 
 
-def _cell(measure: dict, classes: str, decimals: int) -> str:
-    low, high = measure["ci95"]
-    return (bar(measure["mean"], 100, classes, decimals)
-            + f'<span class="soft small">{low:.{decimals}f} to {high:.{decimals}f}</span>')
+def _cell(name: str, measure: dict, classes: str) -> str:
+    (low, high), decimals = measure["ci95"], digits(name)
+    mean = (f"<div>{measure['mean']:.{decimals}f}</div>" if name in _UNBOUNDED else
+            bar(measure["mean"], 100, classes, decimals))
+    return (mean + f'<span class="soft small">{low:.{decimals}f} to {high:.{decimals}f}</span>')
 
 
 def _lost(cases: list[dict]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..decoder import Decoder
+from ..directories import check_writable
 from ..errors import RomeError
 from ..facts import Fact
 from ..fingerprint import fingerprint, same
@@ -230,6 +231,7 @@ class _Store:
         self.directory = None if directory is None else Path(directory)
         if self.directory is None:
             return
+        check_writable(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "run.json"
         if path.exists():
