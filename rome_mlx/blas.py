@@ -83,7 +83,8 @@ def _provide_gfortran() -> None:
     for quadmath in source.parent.glob("libquadmath-*.so.0.0.0"):
         ctypes.CDLL(str(quadmath), mode=ctypes.RTLD_GLOBAL)
     target = cache_directory() / "lib" / source.stem / "libgfortran.so.5"
-    if not target.is_file():
+    # a damaged copy would take the process down with it
+    if not target.is_file() or target.stat().st_size != source.stat().st_size:
         target.parent.mkdir(parents=True, exist_ok=True)
         name = source.name.encode() + b"\0"
         plain = b"libgfortran.so.5".ljust(len(name), b"\0")

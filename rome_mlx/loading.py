@@ -44,7 +44,12 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
     source = str(_default_model() if path_or_repo is None else path_or_repo)
     if source.endswith(".gguf"):
         source = str(converted(source))
-    _check_directory(source, bool(mlx_lm_options.get("trust_remote_code")))
+    try:
+        _check_directory(source, bool(mlx_lm_options.get("trust_remote_code")))
+    except RomeError as error:
+        if not _is_converted(source):
+            raise
+        raise RomeError(_load_failure(source, None, error)) from error
     if (adapter := mlx_lm_options.get("adapter_path")) is not None:
         _check_adapter(adapter)
     try:
@@ -190,12 +195,17 @@ def _check_adapter(adapter) -> None:
                             "give a directory that mlx-lm or rome-mlx saved")
 
 
+def _is_converted(source: str) -> bool:
+    """Whether it is a directory that we made in the cache."""
+    return Path(source).parent == cache_directory() / "models"
+
+
 def _load_failure(source: str, adapter, error: Exception) -> str:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if not Path(source).exists():
         return (f"the model {source!r} is not here and the hub did not give it ({reason}); "
                 "check the name and the connection, or give a local directory")
-    if Path(source).parent == cache_directory() / "models":
+    if _is_converted(source):
         return f"the converted model {source!r} is damaged ({reason}); remove it and run again"
     adapted = f" with the adapter {str(adapter)!r}" if adapter is not None else ""
     return f"mlx-lm cannot load {source!r}{adapted} ({reason}); convert or download it again"

@@ -50,6 +50,15 @@ def test_it_says_once_that_mlx_came_too_early():
     assert "import rome_mlx before mlx" in out
 
 
+@applies
+def test_a_damaged_copy_of_its_helper_is_made_again(tmp_path):
+    code = "import rome_mlx.blas as b; print(b.loaded)"
+    path, _ = run(code, ROME_MLX_CACHE=str(tmp_path))
+    for copy in tmp_path.glob("lib/*/libgfortran.so.5"):
+        os.truncate(copy, 1000)
+    assert path != "None" and run(code, ROME_MLX_CACHE=str(tmp_path))[0] == path
+
+
 def test_the_environment_turns_it_off():
     out, _ = run("import rome_mlx.blas as b; print(b.loaded, '|', b.status())", ROME_MLX_BLAS="0")
     assert out.startswith("None |")

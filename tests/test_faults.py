@@ -240,6 +240,9 @@ def test_a_damaged_model_in_the_cache_is_named_with_the_remedy(tmp_path, monkeyp
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(rm.RomeError, match="remove it and run again"):
         rm.load(gguf)
+    (converted / "config.json").write_text("{")
+    with pytest.raises(rm.RomeError, match="remove it and run again"):
+        rm.load(gguf)
     shutil.rmtree(converted)
     rm.load(gguf)
 
