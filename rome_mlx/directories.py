@@ -1,6 +1,7 @@
 """Directories that are written whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ def check_writable(path: str | Path) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise RomeError(f"cannot write {str(path)!r}: {str(above)!r} cannot be written; choose "
                         "another place")
+
+
+def system_error(error: Exception) -> OSError | None:
+    """The OSError that a library in Rust has put into words, "… (os error 28)"; None for others."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 @contextmanager
@@ -47,7 +54,10 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         except OSError:
             os.replace(made[1], path)
             raise
-    except (OSError, RuntimeError) as error:  # RuntimeError: mlx's, where its files do not fit
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError) and system_error(error) is None:
+            raise  # RuntimeError: mlx's, where its files do not fit
+        error = system_error(error) or error
         reason = getattr(error, "strerror", None) or error
         raise RomeError(f"cannot write {str(path)!r}: {reason}; free some space or choose another "
                         "directory") from error

@@ -15,6 +15,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
 from mlx_lm.utils import load_model
 
+from .directories import system_error
 from .errors import RomeError
 from .gguf_file import KEPT, GGUFFile, Tensor
 from .gguf_tokenizer import write_tokenizer
@@ -153,6 +154,8 @@ def convert(path: str | Path, directory: str | Path) -> None:
     except RomeError as error:
         raise RomeError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged file leads to
+        if disk := system_error(error):
+            raise disk from error
         reason = " ".join(str(error).split())[:200]
         raise RomeError(f"{path} is not a whole GGUF model ({type(error).__name__}: {reason}); "
                         "download it again") from error

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import hf_repo_to_path, load_config, save
 
-from ..directories import whole_directory
+from ..directories import check_writable, whole_directory
 from ..errors import RomeError
 from ..fingerprint import original_weight
 from ..hooks import find_module
@@ -53,6 +53,7 @@ def check_new(directory: str | Path) -> Path:
     path = Path(directory)
     if path.is_symlink() or (path.exists() and (not path.is_dir() or os.listdir(path))):
         raise RomeError(f"{str(path)!r} is there already; choose a new directory")
+    check_writable(path)
     return path
 
 
