@@ -59,7 +59,7 @@ def read_about(path: Path) -> dict:
         with safe_open(str(path), framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise RomeError(f"{path} is not a moments file ({error}); make it again with "
+        raise RomeError(f"{path} is not a moments file ({error}); remove it and make it again with "
                         "rome-mlx moments") from error
     if metadata.get("format") != "rome-mlx moments 1":
         raise RomeError(f"{path} is not a moments file of rome-mlx; make it with "
@@ -83,7 +83,7 @@ def read(path: Path) -> tuple[SecondMoment, dict]:
                 for t in found.values()):
             raise ValueError(f"not the moments of {counts['upper']} keys {dim} wide")
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise RomeError(f"{path} is damaged ({error}); make it again") from error
+        raise RomeError(f"{path} is damaged ({error}); remove it and make it again") from error
     count = counts["upper"]
     return SecondMoment(dim, count, found["upper"].total(dim), mean.astype(np.float64) * count,
                         found.get("first")), about
