@@ -137,7 +137,8 @@ def _report(args, summary: dict, model: dict, cases) -> None:
     from ..report import benchmark_report
 
     settings = {"model": model["path"], "computed in": model["dtype"],
-                **{name: value for name in ("benchmark", "data", "method", "layer", "moments",
+                "layers": read_json(Path(args.output) / "run.json")["layers"],
+                **{name: value for name in ("benchmark", "data", "method", "moments",
                                             "hyperparameters", "limit", "seed", "output")
                    if (value := getattr(args, name, None)) is not None}}
     benchmark_report(summary, args.report, settings=settings, cases=[
