@@ -25,7 +25,9 @@ def table(paths: list[str]) -> str:
              "| run | method | layers | hyperparameters | moments |", "|---|---|---|---|---|"]
     for path in paths:
         settings = read_json(Path(path) / "run.json")
-        preset = (settings["hyperparameters"] or {}).get("preset", "")
+        if settings["method"] == "none":
+            continue
+        preset = settings["hyperparameters"].get("preset", "")
         lines.append(f"| {Path(path).name} | {settings['method']} | {settings['layers']} | "
                      f"{preset} | {Path(settings['moments']).name} |")
     return "\n".join(lines)
