@@ -96,7 +96,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     """
     tell = progress or (lambda stage, found: None)
     decoder, edit_with = Decoder(model), find_method(method)
-    hyperparameters = resolve(hyperparameters, method, decoder)
+    given, hyperparameters = hyperparameters, resolve(hyperparameters, method, decoder)
     requests = [request for request, _, _ in cases]
     if len(requests) > 1 and method in ONE_BY_ONE:
         raise RomeError(f"{method} writes one request at a time; use memit, emmet or alphaedit")
@@ -105,7 +105,8 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     found = [trace(model, tokenizer, request.fact, kind="mlp", samples=samples, noise=noise,
                    window=scaled_window(len(decoder.layers)), token_range="subject_last")
              for request in requests]
-    choice = (nearest_dense(decoder, choose_layer(decoder, *found)) if layer == "auto"
+    own = own_layer(decoder, given, hyperparameters)
+    choice = (nearest_dense(decoder, choose_layer(decoder, *found, own=own)) if layer == "auto"
               else LayerChoice(layer, "given", "as asked"))
     tell("trace", {"trace": found[0], "choice": choice})
     where = layers_up_to(method, choice.layer, hyperparameters)
@@ -128,9 +129,9 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
             for request, one, check in zip(requests, found, checks, strict=True)]
 
 
-def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
-    """The decisive layer of one fact, or of several on average, where it is clear; else the
-    model's; else a rule of depth."""
+def choose_layer(decoder: Decoder, *found: Trace, own: int | None = None) -> LayerChoice:
+    """The decisive layer of one fact, or of several on average, where it is clear; else, in a
+    model with a preset, the method's `own` or ROME's; else the averaged one; else by depth."""
     subject = "this fact's trace" if len(found) == 1 else f"the mean of {len(found)} traces"
     effects = [one.indirect_effect[one.positions.index(one.subject_range[1] - 1)] for one in found]
     decision = decide(np.mean(effects, axis=0),
@@ -139,8 +140,8 @@ def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
     if decision.clear:
         return LayerChoice(decision.layer, "trace", f"{subject} is clear: {decision.reason}")
     if (name := preset_name(decoder)) in PRESETS["rome"]:
-        return LayerChoice(usual_layer(decoder), "preset",
-                           f"{subject} is not clear ({decision.reason}); ROME's preset for {name}")
+        return LayerChoice(usual_layer(decoder) if own is None else own, "preset",
+                           f"{subject} is not clear ({decision.reason}); the preset for {name}")
     profile = stored_profile(decoder)
     if profile is not None:
         return LayerChoice(profile["decisive_layer"], "profile",
@@ -149,6 +150,15 @@ def choose_layer(decoder: Decoder, *found: Trace) -> LayerChoice:
     return LayerChoice(depth_layer(decoder), "preset", f"{subject} is not clear "
                        f"({decision.reason}) and there is neither a preset nor a profile of this "
                        "model: the layer at 15 % of the depth; rome-mlx locate makes a profile")
+
+
+def own_layer(decoder: Decoder, given, hyperparameters) -> int | None:
+    """The last layer that a method's hyperparameters name, where they are this model's own; None
+    where they name none, and for another model's, `given` as "published" or by name."""
+    if isinstance(given, str) and given != preset_name(decoder):
+        return None
+    layers = getattr(hyperparameters, "layers", None)
+    return layers[-1] if layers else getattr(hyperparameters, "layer", None)
 
 
 def usual_layer(decoder: Decoder) -> int:

@@ -13,7 +13,8 @@ from rome_mlx.decoder import Decoder
 from rome_mlx.editing import hyperparameters as module
 from rome_mlx.editing.hyperparameters import PRESETS, depth_layer, hyperparameters, preset_name
 from rome_mlx.editing.methods import layers_up_to
-from rome_mlx.pipeline import usual_layer
+from rome_mlx.evaluation.run import Editing
+from rome_mlx.pipeline import own_layer, usual_layer
 
 REQUEST = rm.EditRequest("{} was", "a long subject", "b")
 TINY = ("llama", 4, 32, 48, 128)  # type and sizes of the tiny model
@@ -67,6 +68,22 @@ def test_a_methods_own_layers_are_kept_where_they_end_at_the_chosen_one():
     assert list(layers_up_to("memit", 6, hp)) == [2, 4, 6]
     assert list(layers_up_to("memit", 5, hp)) == [3, 4, 5]
     assert layers_up_to("rome", 6, rm.Hyperparameters(layer=2)) == 6
+
+
+@pytest.mark.parametrize(("method", "given", "layer"), [
+    ("memit", {"layers": [0, 2]}, 2), ("rome", {"layer": 1}, 1), ("ft", {"layer": 1}, 1),
+    ("rome", None, None), ("memit", "published", None), ("lora", None, None)])
+def test_a_methods_own_layer_is_what_its_hyperparameters_for_this_model_name(method, given, layer):
+    decoder = Decoder(tiny_model("llama"))
+    assert own_layer(decoder, given, hyperparameters(given, method, decoder)) == layer
+
+
+@pytest.mark.parametrize(("method", "layers"), [
+    ("rome", 5), ("memit", (4, 5, 6)), ("emmet", (6,)), ("alphaedit", (4, 5, 6)), ("none", 5)])
+def test_a_benchmark_edits_the_default_model_where_the_methods_preset_says(
+        method, layers, default_model):
+    editing = Editing(*default_model, method, "auto", None, None, ["{}"], 0, 1, False)
+    assert editing.where == layers
 
 
 def test_rome_on_an_unknown_model_wants_a_layer():

@@ -20,7 +20,7 @@ from ..errors import RomeError
 from ..fingerprint import fingerprint
 from ..loading import describe
 from ..moments.lookup import ensure_moments
-from ..pipeline import usual_layer
+from ..pipeline import own_layer, usual_layer
 from ..ranks import gathered
 from ..side_effects import drift, final_states, neutral_tokens
 from . import metrics, zsre
@@ -37,10 +37,10 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
     """Edit, measure and take back every case; returns the summary, also in output/summary.json.
 
     Cases that have a file in `output` are not computed again. cases: of `read_counterfact` or
-    `read_zsre`; method "none" measures the unedited model only; layer: "auto" for the preset's of
-    fine-tuning, else the model's usual one; sequential: edits that follow one another before
-    their cases are measured; batch: cases written by one edit; generations: how many cases, from
-    the first, have free text measured (GE, and RS where there are `references`).
+    `read_zsre`; method "none" measures the unedited model only; layer: "auto" for where the
+    method's preset for this model ends, else the model's usual one; sequential: edits that follow
+    one another before their cases are measured; batch: cases written by one edit; generations: how
+    many cases, from the first, have free text measured (GE, and RS where there are `references`).
     Under `mlx.launch` the ranks share the cases out, with the same result as one.
     Raises RomeError when `output` holds a run with other settings.
     """
@@ -104,7 +104,7 @@ class Editing:
         if self.editor is not None:
             hp = resolve(hyperparameters, method, decoder)
             if layer == "auto":
-                layer = getattr(hp, "layer", None) if method in WITHOUT_MOMENTS else None
+                layer = own_layer(decoder, hyperparameters, hp)
         if layer in ("auto", None):
             layer = usual_layer(decoder)
         self.where = decoder.check_layer(layer)
