@@ -59,8 +59,8 @@ def _add_run_arguments(parser) -> None:
     parser.add_argument("--method", default="rome",
                         help="an editing method, or none for the unedited model (default rome)")
     parser.add_argument("--layer", type=layer_choice, default="auto",
-                        help="a number, or auto: the one that decides in this model, or the "
-                             "preset's for fine-tuning (default)")
+                        help="a number, or auto (default): the method's preset's for this "
+                             "model, or the one that decides in it")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE")
     parser.add_argument("--moments", metavar="DIR",
                         help="as rome-mlx moments wrote them (default: shipped or cached)")
