@@ -156,7 +156,7 @@ def show(summary: dict) -> None:
                                 for measures in (summary, summary["unedited"]))
             print(f"  {label:>9}  {edited}  {unedited}".rstrip())
     if "rewrite_success" in summary:
-        print("  ES rewrites, PS paraphrases, NS neighbors with the right answer likelier, in %;\n"
+        print("  ES rewrites, PS paraphrases, NS neighbors whose right answer is likelier, %;\n"
               "  S their harmonic mean; EM, PM, NM by how much; the rest: docs, Results")
     if summary["ceiling_share"] is not None:
         print(f"  S is {summary['ceiling_share']:.1f} % of the ceiling: 100, 100 and the unedited "
