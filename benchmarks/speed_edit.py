@@ -130,7 +130,7 @@ def _batch(model, tokenizer, full: bool) -> dict:
         model, tokenizer, requests, LAYERS, moments=moments, context_templates=many,
         hyperparameters={"v_num_grad_steps": 20, "update_weight": 20.0}), 1)
     direct_s = count / len(written) * seconds(lambda: [rm.rome(
-        model, tokenizer, request, LAYER, moments=moments, context_templates=one,
+        model, tokenizer, request, LAYERS[-1], moments=moments, context_templates=one,
         hyperparameters="published") for request in written], 1)
     decoder, hp = Decoder(model), rm.Hyperparameters()
     print(f"memit: {count} requests {ours_s:.1f} s, by ROME {direct_s:.1f} s", file=sys.stderr)
