@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .directories import system_error
 from .errors import RomeError
 
 
@@ -28,7 +29,10 @@ def write_whole(path: str | Path, text: str) -> None:
 
 @contextmanager
 def in_one_piece(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which then takes its place, or goes where writing fails."""
+    """A file beside `path` to write, which then takes its place, or goes where writing fails.
+
+    What a library in Rust says of the disk is raised as the OSError that it is.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)
     temporary = Path(name)
@@ -36,6 +40,10 @@ def in_one_piece(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
+    except Exception as error:
+        if disk := system_error(error):
+            raise disk from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -47,9 +47,8 @@ def write(path: Path, moment, about: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with in_one_piece(path) as temporary:
             save_file(tensors, temporary, {k: json.dumps(v) for k, v in metadata.items()})
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RomeError(f"cannot write {path}: {reason}; free some space or choose "
+    except OSError as error:
+        raise RomeError(f"cannot write {path}: {error.strerror}; free some space or choose "
                         "another --output; what was saved before is whole") from error
 
 
