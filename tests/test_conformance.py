@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
-from samples import arrays
+from samples import arrays, spd
 from tiny import VOCABULARY, arguments, tiny_model
 
 import rome_mlx as rm
@@ -89,11 +89,6 @@ def case(request):
 
 def _quantizable(_, module) -> bool:
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0
-
-
-def spd(dim: int) -> np.ndarray:
-    x = np.random.RandomState(0).randn(2 * dim, dim)
-    return x.T @ x / len(x)
 
 
 def ids(rows: int, tokens: int) -> mx.array:

@@ -1,7 +1,7 @@
 """MEMIT of three facts on the default model, with the second moments that come with it."""
 
 import numpy as np
-from mlx.utils import tree_flatten
+from samples import arrays
 
 import rome_mlx as rm
 from rome_mlx.probabilities import target_probabilities
@@ -13,12 +13,12 @@ REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "
 
 def test_three_facts_are_written_and_another_stays(default_model):
     model, tokenizer = default_model
-    before = {k: np.array(v) for k, v in tree_flatten(model.parameters())}
+    before = arrays(model)
     edit = rm.memit(model, tokenizer, REQUESTS, [4, 5, 6, 8],
                     hyperparameters={"update_weight": 200.0})
-    after = dict(tree_flatten(model.parameters()))
+    after = arrays(model)
     assert before.keys() == after.keys()
-    assert all(np.array_equal(before[name], np.array(after[name])) for name in before)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
     asked = [(request.text, request.target_new) for request in REQUESTS]
     neighbor = [("The Louvre is located in the city of", "Paris")]
