@@ -110,8 +110,8 @@ def _edit(model, tokenizer, repeats: int) -> dict:
                                        for r in REQUESTS]),
            "cosine_direct": _cosine(found["ours"], found["direct"]),
            "cosine_torch": None if deltas is None else _cosine(ours, deltas)}
-    print(f"rome: {ours_s:.1f} s, direct {direct_s:.1f} s, PyTorch {torch_s or 'absent'}",
-          file=sys.stderr)
+    theirs = "absent" if torch_s is None else f"{torch_s:.1f} s"
+    print(f"rome: {ours_s:.1f} s, direct {direct_s:.1f} s, PyTorch {theirs}", file=sys.stderr)
     return row
 
 
