@@ -142,12 +142,15 @@ def _batch(model, tokenizer, full: bool) -> dict:
 
 def _prepared(tokenizer, request, templates):
     """Padded ids, the subject's and the targets' positions, the targets; the KL's row is last."""
-    rows = value_module._rows(tokenizer, [request], templates)
-    width = max(len(row.ids) for row in rows)
-    ids = np.array([row.ids + [0] * (width - len(row.ids)) for row in rows])
-    at = np.array([row.begin - 1 for row in rows[:-1]])  # one token a target
-    return ids, np.array([row.subject for row in rows]), at, np.array(
-        [row.target[0] for row in rows[:-1]])
+    rows = [row for row in value_module._rows(tokenizer, [request], templates) if row.target]
+    ends = tokenizer.encode(request.subject)
+    last = tokenizer.encode(value_module._KL_PROMPT.replace("{}", request.subject))
+    texts = [*(row.ids for row in rows), last]
+    width = max(len(ids) for ids in texts)
+    ids = np.array([ids + [0] * (width - len(ids)) for ids in texts])
+    at = np.array([row.begin - 1 for row in rows])  # one token a target
+    return ids, np.array([*(row.subject for row in rows), len(ends) - 1]), at, np.array(
+        [row.target[0] for row in rows])
 
 
 def _plain(decoder, tokenizer, requests, templates, layer, hp, part="mlp", report=None):
@@ -178,13 +181,13 @@ def _plain(decoder, tokenizer, requests, templates, layer, hp, part="mlp", repor
                 + hp.kl_factor * (mx.exp(kl) * (kl - log_p)).sum()
                 + hp.v_weight_decay * mx.sqrt(mx.maximum((delta * delta).sum(), 1e-30)) / scale**2)
 
-    for i in range(hp.v_num_grad_steps):
+    for i in range(hp.v_num_grad_steps - 1):
         total, gradient = mx.value_and_grad(loss)(delta)
         mx.eval(total, gradient)
         losses.append({"step": i, "total": total.item()})
-        if i < hp.v_num_grad_steps - 1:
-            delta = optimizer.apply_gradients({"delta": gradient}, {"delta": delta})["delta"]
-            delta = delta * mx.minimum(1, hp.clamp_norm_factor * scale / mx.linalg.norm(delta))
+        delta = optimizer.apply_gradients({"delta": gradient}, {"delta": delta})["delta"]
+        delta = delta * mx.minimum(1, hp.clamp_norm_factor * scale / mx.linalg.norm(delta))
+    losses.append({"step": hp.v_num_grad_steps - 1, "total": loss(delta).item()})
     return [Value(np.array(delta, np.float64), np.array(initial, np.float64), losses)]
 
 
@@ -206,13 +209,13 @@ def _in_torch(model, tokenizer, templates, hp) -> tuple[float | None, np.ndarray
 
 def _necessary_gflop(decoder, tokenizer, templates, hp, request) -> float:
     """Matrix products of the steps, forward and back to δ: each row from the subject's last token
-    on, from the layer up, and the vocabulary where it is read."""
+    on, above the layer, and the vocabulary where it is read."""
     rows = value_module._rows(tokenizer, [request], templates)
     numbers = sum(np.prod(weight_shape(m)) for _, m in decoder.layers[0].named_modules()
                   if "weight" in m and m.weight.ndim == 2)
-    tokens = sum(len(row.ids) - row.subject if row.target else 1 for row in rows)
-    read = sum(max(1, len(row.target)) for row in rows)
-    step = 2 * numbers * (len(decoder.layers) - LAYER) * tokens \
+    tokens = sum(len(row.ids) - row.subject for row in rows)
+    read = sum(len(row.target) + row.kl for row in rows)
+    step = 2 * numbers * (len(decoder.layers) - 1 - LAYER) * tokens \
         + 2 * np.prod(weight_shape(decoder.embedding)) * read
     return 2 * float(step) * hp.v_num_grad_steps / 1e9
 

@@ -194,4 +194,6 @@ def _rows(x: mx.array) -> np.ndarray:
 
 def _in_chunks(compute: Callable[[slice], None], x: np.ndarray) -> None:
     step = max(1, _CHUNK // x.shape[1])
+    if len(x) <= step:
+        return compute(slice(None))
     list(_POOL.map(compute, (slice(i, i + step) for i in range(0, len(x), step))))

@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
+import rome_mlx as rm
 from rome_mlx.decoder import Decoder
 from rome_mlx.hooks import intercept
 
@@ -74,3 +75,20 @@ class Traced:
         """(tokens, layers, samples)."""
         return np.stack([[self.cell(token, layer, kind, window, severed)
                           for layer in self.layers] for token in tokens])
+
+
+def value_log_probabilities(decoder, rows, layer: int, delta, part: str) -> np.ndarray:
+    """log P of the whole model on every whole row with δ added: after each token that the value's
+    loss reads, of the targets and then of the KL's."""
+    targets, kl = [], []
+    for row in rows:
+        def add(out, at=row.subject):
+            first(out)[:, at] += delta
+            return out
+
+        with rm.intercept(decoder.model, replace={decoder.path(layer, part): add}):
+            logits = decoder.model(mx.array([row.ids]))[0]
+        log_p = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        targets += [log_p[row.begin - 1 + i] for i in range(len(row.target))]
+        kl += [log_p[row.subject]] if row.kl else []
+    return np.stack(targets + kl)

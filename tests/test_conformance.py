@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
+from oracles import value_log_probabilities
 from samples import arrays, spd
 from tiny import VOCABULARY, arguments, tiny_model
 
@@ -198,9 +199,20 @@ def test_the_edited_model_computes_the_value_at_the_key(case):
     assert differ(seen[path][0, last], case.value) <= 1e-4
 
 
+@pytest.mark.parametrize("part", ["mlp", "block"])
+def test_the_values_suffixes_give_the_whole_models_probabilities(case, part):
+    rows = _rows(TOKENIZER, [REQUEST], TEMPLATES)
+    suffixes, _ = _suffixes(case.decoder, rows, LAYER, part)
+    delta = mx.array(np.random.RandomState(1).randn(case.decoder.dim), dtype=mx.float32)
+    logits = _logits(case.decoder, suffixes, LAYER, delta[None], part)
+    fast = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    slow = value_log_probabilities(case.decoder, rows, LAYER, delta, part)
+    assert differ(fast, slow) <= 1e-4
+
+
 def test_the_gradient_is_of_delta_and_right(case):
     rows = _rows(TOKENIZER, [REQUEST], TEMPLATES)
-    suffixes = _suffixes(case.decoder, rows, LAYER)
+    suffixes, _ = _suffixes(case.decoder, rows, LAYER, "mlp")
     random = np.random.RandomState(1)
     away = mx.array(random.randn(1, case.decoder.dim), dtype=mx.float32)
     weights = mx.array(random.randn(VOCABULARY), dtype=mx.float32)

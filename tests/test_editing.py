@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
+from oracles import value_log_probabilities
 from samples import arrays, spd
 from tiny import tiny_model
 
@@ -17,6 +18,7 @@ from rome_mlx.editing.value import _logits, _rows, _suffixes, optimize_values
 from rome_mlx.fingerprint import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
+STARTING = rm.EditRequest("{} lives in", "cde", "xy")
 TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
 TYPES = ["llama", "gpt2", "gemma3_text", "qwen3"]
 
@@ -84,26 +86,25 @@ def test_the_edited_model_itself_computes_the_value(kind):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_suffixes_on_cached_states_give_the_whole_models_probabilities(kind):
+@pytest.mark.parametrize("part", ["mlp", "block"])
+@pytest.mark.parametrize("request_", [REQUEST, STARTING], ids=["inside", "first"])
+def test_suffixes_on_cached_states_give_the_whole_models_probabilities(kind, part, request_):
     model, tokenizer, layer = tiny_model(kind), FakeTokenizer(), 2
     decoder = Decoder(model)
-    rows = _rows(tokenizer, [REQUEST], TEMPLATES)
-    suffixes = _suffixes(decoder, rows, layer)
+    rows = _rows(tokenizer, [request_], TEMPLATES)
+    suffixes, _ = _suffixes(decoder, rows, layer, part)
     delta = mx.array(np.random.RandomState(0).randn(decoder.dim), dtype=mx.float32)
-    fast = np.array(nn.log_softmax(_logits(decoder, suffixes, layer, delta[None], "mlp")))
-    slow = []
-    for row in rows:
-        def add(out, at=row.subject):
-            out[:, at] += delta
-            return out
+    fast = np.array(nn.log_softmax(_logits(decoder, suffixes, layer, delta[None], part)))
+    slow = value_log_probabilities(decoder, rows, layer, delta, part)
+    np.testing.assert_allclose(fast, slow, atol=1e-4)
 
-        with rm.intercept(model, replace={decoder.path(layer, "mlp"): add}):
-            logits = model(mx.array([row.ids]))[0]
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        read = ([row.begin - 1 + i for i in range(len(row.target))] if row.target
-                else [row.subject])
-        slow += [np.array(log_p[i]) for i in read]
-    np.testing.assert_allclose(fast, np.stack(slow), atol=1e-4)
+
+def test_the_kl_is_read_in_a_row_that_begins_as_its_own():
+    first, later = (_rows(FakeTokenizer(), [request], TEMPLATES)
+                    for request in (STARTING, REQUEST))
+    assert [row.kl for row in first] == [template == "{}" for template in TEMPLATES]
+    assert [row.kl for row in later] == [False] * len(TEMPLATES) + [True]
+    assert not later[-1].target and later[-1].subject == len(later[-1].ids) - 1
 
 
 def test_the_loss_falls_and_the_clamp_holds():

@@ -1,10 +1,11 @@
 """v*: the output that makes the model say the target (ROME paper, section 3.1, step 2).
 
 δ changes nothing before the subject's last token and nothing below its layer. So the contexts are
-run once; every step runs only their tokens from the subject's last on, from the edited layer up,
-on the keys and values kept for the tokens before. Rows are aligned at the subject's last token:
-what comes before it is padded on the left, what comes after on the right. Requests are optimised
-together, each with a δ of its own, and leave the batch when they stop.
+run once; every step runs only their tokens from the subject's last on, above the edited layer, on
+the keys and values kept for the tokens before, and the last layer's MLP only where it is read. Rows
+are aligned at the subject's last token: what comes before it is padded on the left, what comes
+after on the right. Requests are optimised together, each with a δ of its own, and leave the batch
+when they stop.
 """
 
 from collections import Counter
@@ -42,21 +43,24 @@ class _Row:
     ids: list[int]  # without the target's last token, which predicts nothing that is read
     subject: int  # position of the subject's last token
     begin: int = 0  # position of the target's first token
-    target: tuple[int, ...] = ()  # the target's tokens; none in the KL's row
+    target: tuple[int, ...] = ()  # the target's tokens; none in a row of the KL alone
+    kl: bool = False  # whether the KL is read here, after the subject
 
 
 @dataclass
 class Suffixes:
     """Rows from the subject's last token on, ready to be run from the edited layer up.
 
-    inputs: (rows, tokens, dim), what enters the layer; prefixes: of every layer of the model;
-    owner: the request of each row; read: row and position of every hidden state that the loss
-    reads, one for each target token and then the KL's, one a request; targets: the token that
-    each of the first should predict; weights: (requests, targets), of each in a request's NLL.
+    inputs, outputs: (rows, tokens, dim), of the layer without δ; prefixes: of every layer of the
+    model; owner: the request of each row; read: row and position of every hidden state that the
+    loss reads, one for each target token and then the KL's, one a request; targets: the token
+    that each of the first should predict; weights: (requests, targets), of each in a request's
+    NLL.
     """
 
     rows: list[_Row]
     inputs: mx.array
+    outputs: mx.array
     prefixes: list[Prefix | None]
     owner: mx.array
     read: tuple[mx.array, mx.array]
@@ -79,8 +83,9 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
         for i in range(0, len(requests), _BATCH):
             batch = requests[i: i + _BATCH]
-            suffixes = _suffixes(decoder, _rows(tokenizer, batch, templates), layer)
-            values += _optimize(decoder, suffixes, layer, hp, part, report)
+            rows = _rows(tokenizer, batch, templates)
+            suffixes, initial = _suffixes(decoder, rows, layer, part)
+            values += _optimize(decoder, suffixes, initial, layer, hp, part, report)
     return values
 
 
@@ -91,8 +96,7 @@ def mean_losses(values: Sequence[Value]) -> list[dict]:
             for i in range(max(len(v.losses) for v in values))]
 
 
-def _optimize(decoder, suffixes, layer, hp, part, report) -> list[Value]:
-    initial = _initial_outputs(decoder, suffixes, layer, part)
+def _optimize(decoder, suffixes, initial, layer, hp, part, report) -> list[Value]:
     delta, optimizer = mx.zeros_like(initial), _adam(hp.v_lr)
     scale, before = mx.linalg.norm(initial, axis=1), None
     active = list(range(len(initial)))
@@ -159,26 +163,37 @@ def _norms(x: mx.array) -> mx.array:
 
 
 def _rows(tokenizer, requests, templates) -> list[_Row]:
+    """The contexts of every request, and a row for the KL where none begins as it does."""
     rows = []
     for i, request in enumerate(requests):
+        mine = []
         for text, span in in_contexts(request, templates):
             whole, (begin, end) = encode_with_target(tokenizer, text, request.target_new)
-            rows.append(_Row(i, whole.ids[: end - 1], whole.range(*span)[1] - 1, begin,
+            mine.append(_Row(i, whole.ids[: end - 1], whole.range(*span)[1] - 1, begin,
                              tuple(whole.ids[begin:end])))
         encoded = encode(tokenizer, _KL_PROMPT.replace("{}", request.subject))
-        rows.append(_Row(i, encoded.ids, encoded.range(0, len(request.subject))[1] - 1))
+        subject = encoded.range(0, len(request.subject))[1] - 1
+        alone = encoded.ids[: subject + 1]  # what comes after is not read
+        same = [j for j, row in enumerate(mine) if row.ids[: row.subject + 1] == alone]
+        if same:
+            mine[same[0]] = replace(mine[same[0]], kl=True)
+        else:
+            mine.append(_Row(i, alone, subject, kl=True))
+        rows += mine
     return rows
 
 
-def _suffixes(decoder: Decoder, rows: list[_Row], layer: int) -> Suffixes:
-    """Run every row once in full, and keep what the steps need."""
+def _suffixes(decoder: Decoder, rows: list[_Row], layer: int,
+              part: str) -> tuple[Suffixes, mx.array]:
+    """What the steps need of every row, and v0 (requests, d_out) float32: the part's output at
+    the subject's last token in each request's first context."""
     width = max(len(row.ids) for row in rows)
     ids = mx.array([row.ids + [0] * (width - len(row.ids)) for row in rows])
-    recorded = decoder.prefixes()
-    h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer, recorded)
-    decoder.run(h, layer, None, recorded)
-
     longest = max(row.subject for row in rows)
+    recorded = decoder.prefixes()
+    h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer)
+    decoder.run(h[:, :longest], layer, None, recorded)
+
     tokens = max(len(row.ids) - row.subject for row in rows)
     index = mx.array([[min(row.subject + i, width - 1) for i in range(tokens)] for row in rows])
     inputs = mx.take_along_axis(h, index[..., None], axis=1)
@@ -188,11 +203,31 @@ def _suffixes(decoder: Decoder, rows: list[_Row], layer: int) -> Suffixes:
     prefixes = [None] * layer + [
         Prefix(*(mx.take_along_axis(x, before, axis=2) for x in prefix.new), padding)
         if longest else Prefix() for prefix in recorded[layer:]]
-    mx.eval(inputs, [(p.keys, p.values) for p in prefixes[layer:] if longest])
-    return _ready(rows, inputs, prefixes)
+
+    outputs, changed = _outputs(decoder, inputs, prefixes[layer], layer, part)
+    owners = [row.request for row in rows]
+    first = mx.array([owners.index(request) for request in range(max(owners) + 1)])
+    initial = changed[first, 0].astype(mx.float32)
+    mx.eval(inputs, outputs, initial, [(p.keys, p.values) for p in prefixes[layer:] if longest])
+    return _ready(rows, inputs, outputs, prefixes), initial
 
 
-def _ready(rows: list[_Row], inputs: mx.array, prefixes) -> Suffixes:
+def _outputs(decoder, inputs, prefix, layer, part) -> tuple[mx.array, mx.array]:
+    """(the layer's output, the output of its part), each (rows, tokens, dim)."""
+    seen = []
+
+    def keep(out):
+        seen.append(out)
+        return out
+
+    if part == "block":
+        out = decoder.block(layer, inputs, prefix)
+        return out, out
+    with hooked(decoder.module(layer, part), after=keep):
+        return decoder.block(layer, inputs, prefix), seen[0]
+
+
+def _ready(rows: list[_Row], inputs: mx.array, outputs: mx.array, prefixes) -> Suffixes:
     contexts = Counter(row.request for row in rows if row.target)
     reads, owners, weights = [], [], []
     for i, row in enumerate(rows):
@@ -201,8 +236,8 @@ def _ready(rows: list[_Row], inputs: mx.array, prefixes) -> Suffixes:
         weights += [1 / len(row.target) / contexts[row.request] for _ in row.target]
     table = np.zeros((len(contexts), len(reads)), np.float32)
     table[owners, range(len(reads))] = weights
-    reads += [(i, 0) for i, row in enumerate(rows) if not row.target]  # at the subject's end
-    return Suffixes(rows, inputs, prefixes, mx.array([row.request for row in rows]),
+    reads += [(i, 0) for i, row in enumerate(rows) if row.kl]
+    return Suffixes(rows, inputs, outputs, prefixes, mx.array([row.request for row in rows]),
                     tuple(mx.array(x) for x in zip(*reads, strict=True)),
                     mx.array([t for row in rows for t in row.target]), mx.array(table))
 
@@ -213,7 +248,7 @@ def _only(suffixes: Suffixes, requests: list[int]) -> Suffixes:
     at = [i for i, row in enumerate(suffixes.rows) if row.request in number]
     rows = [replace(suffixes.rows[i], request=number[suffixes.rows[i].request]) for i in at]
     index = mx.array(at)
-    return _ready(rows, suffixes.inputs[index],
+    return _ready(rows, suffixes.inputs[index], suffixes.outputs[index],
                   [p and _prefix_rows(p, index) for p in suffixes.prefixes])
 
 
@@ -223,32 +258,30 @@ def _prefix_rows(prefix: Prefix, index: mx.array) -> Prefix:
     return Prefix(prefix.keys[index], prefix.values[index], prefix.padding[index])
 
 
-def _initial_outputs(decoder: Decoder, suffixes: Suffixes, layer: int, part: str) -> mx.array:
-    """v0 (requests, d_out): the output at the subject's last token in the first context."""
-    owners = [row.request for row in suffixes.rows]
-    first = mx.array([owners.index(request) for request in range(max(owners) + 1)])
-    seen = []
-
-    def keep(out):
-        seen.append(out[:, 0].astype(mx.float32))
-        return out
-
-    with hooked(decoder.module(layer, part), after=keep):
-        decoder.block(layer, suffixes.inputs[first],
-                      _prefix_rows(suffixes.prefixes[layer], first))
-    return seen[0]
-
-
 def _logits(decoder: Decoder, suffixes: Suffixes, layer: int, delta: mx.array,
             part: str) -> mx.array:
     """Logits (read, vocabulary) float32 with each request's δ (requests, d_out) added to the
     output of the layer's `part` in its rows."""
+    last, read = len(decoder.layers) - 1, suffixes.read
+    h = _edited(decoder, suffixes, layer, delta[suffixes.owner], part)
+    h = decoder.run(h, layer + 1, last, suffixes.prefixes)
+    if layer < last:
+        def back(out):
+            return mx.zeros((*h.shape[:2], out.shape[-1]), out.dtype).at[read].add(out[:, 0])
 
-    def add(out):
-        first = out[:, :1] + delta[suffixes.owner][:, None].astype(out.dtype)
+        with hooked(decoder.module(last, "mlp"), before=lambda x: x[read][:, None], after=back):
+            h = decoder.block(last, h, suffixes.prefixes[last])
+    return decoder.logits(h[read]).astype(mx.float32)
+
+
+def _edited(decoder, suffixes, layer, delta, part) -> mx.array:
+    """The layer's output with δ (rows, d_out) added to its part's."""
+
+    def add(out, scale=1.0):
+        first = out[:, :1] + scale * delta[:, None].astype(out.dtype)
         return mx.concatenate([first, out[:, 1:]], axis=1)
 
-    with hooked(decoder.module(layer, part), after=add):
-        h = decoder.block(layer, suffixes.inputs, suffixes.prefixes[layer])
-    h = decoder.run(h, layer + 1, None, suffixes.prefixes)
-    return decoder.logits(h[suffixes.read]).astype(mx.float32)
+    if part == "mlp" and decoder.architecture.mlp_norm:
+        with hooked(decoder.module(layer, "mlp"), after=add):
+            return decoder.block(layer, suffixes.inputs, suffixes.prefixes[layer])
+    return add(suffixes.outputs, 1.0 if part == "block" else decoder.residual)
