@@ -38,6 +38,7 @@ class Prefix:
         self.length = 0 if keys is None else keys.shape[2]
         self.offset = self.length if padding is None else self.length - padding
         self.new: tuple[mx.array, mx.array] | None = None
+        self.mask: mx.array | None = None  # of the last padded run, for the next of its length
 
     def update_and_fetch(self, keys, values):
         self.new = (keys, values)
@@ -201,8 +202,11 @@ class Decoder:
         if window is not None and prefix.length + tokens <= window:
             window = None
         if prefix.padding is not None:
-            mask = create_causal_mask(tokens, prefix.length, window, left_padding=prefix.padding)
-            return mask[:, None] if self._grouped(layer) else mask
+            if prefix.mask is None or prefix.mask.shape[-2] != tokens:
+                mask = create_causal_mask(tokens, prefix.length, window,
+                                          left_padding=prefix.padding)
+                prefix.mask = mask[:, None] if self._grouped(layer) else mask
+            return prefix.mask
         if window is not None or (self.architecture.mask_array and tokens > 1):
             return create_causal_mask(tokens, prefix.length, window)
         return "causal" if tokens > 1 else None

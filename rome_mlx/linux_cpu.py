@@ -1,9 +1,10 @@
-"""Exponentials by numpy's vector code where MLX's are scalar: on a Linux CPU.
+"""Exponentials, sines and cosines by numpy's vector code where MLX's are scalar: on a Linux CPU.
 
 There, MLX computes exp one number at a time: the gate silu(x)·y of an MLP costs more than one of
 its three matrix products, and a softmax over the vocabulary more than the product before it.
-numpy's exp uses the vector units, and threads run beside each other. On Metal, on CUDA and on
-macOS nothing changes. Gates and logarithms of sums pass gradients; attention does not.
+numpy's exp uses the vector units, and threads run beside each other. Rotary embeddings compute
+the same angles again in every layer. On Metal, on CUDA and on macOS nothing changes. All but
+attention pass gradients.
 """
 
 import os
@@ -54,6 +55,47 @@ def _fast_gate(mlp: nn.Module) -> Iterator[None]:
         yield
     finally:
         mlp.__class__ = cls
+
+
+@contextmanager
+def fast_rotations(model: nn.Module) -> Iterator[None]:
+    """Turn queries and keys by sines and cosines kept from the last time, where offsets are arrays.
+
+    MLX computes them anew in every layer at every step. Modules other than mlx's own `nn.RoPE`
+    are left as they are, as are all of them elsewhere.
+    """
+    with ExitStack() as stack:
+        for rope in model.modules() if slow_exponentials() else ():
+            if type(rope) is nn.RoPE and not rope.traditional:
+                rope.__class__ = _rotation()
+                stack.callback(setattr, rope, "__class__", nn.RoPE)
+        yield
+
+
+def _rotation() -> type:
+    """An `nn.RoPE` that computes x cos θ + swapped(x) sin θ: (a, b) swapped is (-b, a)."""
+    known = {}  # with the offsets themselves, so that no other array gets their id
+
+    def call(self, x, offset=0):
+        if not isinstance(offset, mx.array) or x.dtype != mx.float32 or x.shape[-1] != self.dims:
+            return nn.RoPE.__call__(self, x, offset=offset)
+        key = id(offset), x.shape[2]
+        if key not in known:
+            known[key] = offset, *_angles(self, offset, x.shape[2])
+        _, cosines, sines, swap = known[key]
+        return x * cosines + (x @ swap) * sines
+
+    return type("RoPE", (nn.RoPE,), {"__call__": call, "__module__": nn.RoPE.__module__})
+
+
+def _angles(rope: nn.RoPE, offset: mx.array, tokens: int) -> tuple[mx.array, mx.array, mx.array]:
+    """Cosines and sines (rows, 1, tokens, dims), and the matrix (dims, dims) that swaps."""
+    half = rope.dims // 2
+    at = rope.scale * (np.array(offset).reshape(-1, 1) + np.arange(tokens))
+    angles = at[..., None] * rope.base ** -(np.tile(np.arange(half), 2) / half)
+    swap = np.kron([[0, 1], [-1, 0]], np.eye(half))
+    return tuple(mx.array(x, mx.float32)
+                 for x in (np.cos(angles)[:, None], np.sin(angles)[:, None], swap))
 
 
 @contextmanager
@@ -144,10 +186,24 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 @_swiglu.vjp
 def _swiglu_gradient(primals, cotangent, _):
-    gate, up = primals
-    sigmoid = 1 / (1 + _exp(-gate))
-    silu = gate * sigmoid
-    return cotangent * up * (sigmoid + silu * (1 - sigmoid)), cotangent * silu
+    """The factors at once, from the primals; the products when the cotangent is asked for."""
+    g, u = map(_rows, primals)
+    silu, slope = np.empty(g.shape, np.float32), np.empty(g.shape, np.float32)
+
+    def compute(rows: slice) -> None:
+        with np.errstate(over="ignore"):
+            sigmoid = np.exp(-g[rows])
+        sigmoid += 1
+        np.reciprocal(sigmoid, out=sigmoid)
+        y = np.multiply(g[rows], sigmoid, out=silu[rows])
+        # silu' = sigmoid + silu (1 - sigmoid)
+        y = np.subtract(y, y * sigmoid, out=slope[rows])
+        y += sigmoid
+        y *= u[rows]
+
+    _in_chunks(compute, g)
+    shape = primals[0].shape
+    return cotangent * mx.array(slope).reshape(shape), cotangent * mx.array(silu).reshape(shape)
 
 
 def log_sum_exp(logits: mx.array) -> mx.array:

@@ -9,7 +9,13 @@ from tiny import tiny_model
 
 from rome_mlx import linux_cpu
 from rome_mlx.decoder import Decoder
-from rome_mlx.linux_cpu import fast_gates, log_sum_exp, slow_exponentials, swiglu
+from rome_mlx.linux_cpu import (
+    fast_gates,
+    fast_rotations,
+    log_sum_exp,
+    slow_exponentials,
+    swiglu,
+)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 130), (2, 200, 7)])
@@ -69,6 +75,34 @@ def test_other_mlps_are_left_alone(kind):
     classes = [type(mlp) for mlp in mlps]
     with fast_gates(mlps):
         assert [type(mlp) for mlp in mlps] == classes and isinstance(mlps[0], nn.Module)
+
+
+@pytest.mark.parametrize("options", [{}, {"base": 5e5, "scale": 0.25}])
+def test_rotations_at_the_rows_own_offsets_are_those_of_mlx(options, monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    model = nn.Sequential(nn.RoPE(16, **options))
+    rope, x = model.layers[0], mx.random.normal((3, 2, 5, 16), key=mx.random.key(0))
+    weights, offsets = mx.random.normal(x.shape, key=mx.random.key(1)), mx.array([0, 7, 300])
+
+    def turned(tokens, offset):
+        gradient = mx.grad(lambda x: (rope(x, offset=offset) * weights[:, :, :tokens]).sum())
+        return [np.array(f(x[:, :, :tokens])) for f in (lambda x: rope(x, offset=offset), gradient)]
+
+    cases = [(5, offsets), (2, offsets), (5, offsets + 1), (5, 4)]
+    plain = [turned(*case) for case in cases]
+    with fast_rotations(model):
+        for case, expected in zip(cases * 2, plain * 2, strict=True):
+            np.testing.assert_allclose(turned(*case), expected, atol=5e-5)
+    assert type(rope) is nn.RoPE
+
+
+@pytest.mark.parametrize("rope", [nn.RoPE(16, traditional=True), nn.RoPE(8)])
+def test_other_rotations_are_left_alone(rope, monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    x, offsets = mx.random.normal((2, 1, 3, 16), key=mx.random.key(0)), mx.array([2, 5])
+    expected = np.array(rope(x, offset=offsets))
+    with fast_rotations(nn.Sequential(rope)):
+        np.testing.assert_array_equal(rope(x, offset=offsets), expected)
 
 
 @pytest.mark.parametrize("heads, shared, tokens", [(9, 3, 70), (4, 4, 32), (2, 1, 1), (2, 2, 33)])

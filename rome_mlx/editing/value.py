@@ -18,7 +18,7 @@ import numpy as np
 
 from ..decoder import Decoder, Prefix
 from ..hooks import hooked
-from ..linux_cpu import fast_gates, log_sum_exp
+from ..linux_cpu import fast_gates, fast_rotations, log_sum_exp
 from ..tokens import encode, encode_with_target
 from .hyperparameters import ValueHyperparameters
 from .key import in_contexts
@@ -80,7 +80,8 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     report: called with each step's losses, the mean over the requests of a batch.
     """
     values = []
-    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]), \
+            fast_rotations(decoder.model):
         for i in range(0, len(requests), _BATCH):
             batch = requests[i: i + _BATCH]
             rows = _rows(tokenizer, batch, templates)
