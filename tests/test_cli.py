@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import rome_mlx_start
 from rome_mlx.cli import main
 from rome_mlx.cli.common import layer_list
 from rome_mlx.cli.edit import _tell_missed
@@ -219,3 +221,13 @@ def test_json_is_written_whole(tmp_path):
     write_json(str(tmp_path / "a.json"), {"é": 1})
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_ctrl_c_while_the_command_is_still_importing_is_one_line(tmp_path):
+    (tmp_path / "rome_mlx").mkdir()
+    (tmp_path / "rome_mlx/__init__.py").write_text("raise KeyboardInterrupt")
+    shutil.copy(Path(rome_mlx_start.__file__), tmp_path)
+    done = subprocess.run([sys.executable, "-c", "import rome_mlx_start as s; exit(s.main())"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "\nrome-mlx: stopped before it began\n"

@@ -31,7 +31,8 @@ def test_the_wheel_works_alone_and_finds_its_data(dist, tmp_path):
         wheel.extractall(tmp_path / "site")
     assert "rome_mlx/py.typed" in names and "rome_mlx/data/neutral.txt" in names
     assert any(name.startswith("rome_mlx/data/moments/") for name in names)
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"rome_mlx"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "rome_mlx", "rome_mlx_start.py"}
     code = ("import rome_mlx, rome_mlx.data_files as d; print(rome_mlx.__file__); "
             "print(len(d.read_lines('subjects.txt')), len(list(d.data_path().glob('profile*'))))")
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
@@ -51,7 +52,7 @@ def test_the_metadata_asks_for_what_each_system_needs(dist):
     assert any(n.startswith("mlx>=") and "Darwin" in n for n in needed)
     assert any(n.startswith("mlx-lm[cpu]") and "extra == 'cpu'" in n for n in needed)
     assert any(n.startswith("mlx-lm>=") and "extra" not in n for n in needed)
-    assert "rome-mlx = rome_mlx.cli:main" in scripts
+    assert "rome-mlx = rome_mlx_start:main" in scripts
     assert "License-Expression: MIT" in metadata
 
 
