@@ -180,7 +180,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 def terminal_map(trace, width: int = 80) -> str:
     """The map as text with 256 terminal colours, at most `width` columns wide.
 
-    A row a token, a cell a layer (neighbouring layers share a cell where there are more than
+    A row a token, a cell a layer (neighboring layers share a cell where there are more than
     fit, which then shows their maximum); darker means less of the answer.
     """
     names = _token_names(trace)

@@ -25,7 +25,7 @@ _MAPS = {"hidden": "one hidden state", "mlp": "{} MLPs around the layer",
          "attn": "{} attentions around the layer"}
 _CHOSEN = {"given": "This layer was asked for.", "trace": "Chosen by the fact: {}.",
            "profile": "Chosen by the model: {}.", "preset": "Chosen by depth: {}."}
-_ROLES = {"rewrite": "Rewrite", "paraphrase": "Paraphrase", "neighbor": "Neighbour"}
+_ROLES = {"rewrite": "Rewrite", "paraphrase": "Paraphrase", "neighbor": "Neighbor"}
 
 
 def edit_page(results: list, adapter: str | None) -> str:
@@ -113,7 +113,7 @@ def _probabilities(result) -> str:
     return section(
         "Before and after",
         paragraph("Upper bar before the edit, lower bar after. Paraphrases should follow the "
-                  "rewrite; neighbours should stay as they were.", "soft small"),
+                  "rewrite; neighbors should stay as they were.", "soft small"),
         table(["Prompt", f"P({new})", f"P({true})", "First choice"], rows))
 
 

@@ -3,7 +3,7 @@
 The rule reads MLP outputs restored at the subject's last token, in a window in proportion to depth.
 On small models layer 0, which spells the token out of its embedding, is part of every low window
 and dominates: all windows that hold it say the same, so they are left out. Among the others one
-layer's effect is noisy and the rise around it is not: the effect is smoothed with its neighbours'
+layer's effect is noisy and the rise around it is not: the effect is smoothed with its neighbors'
 before the peak is taken.
 
 On the default model (window 6, 197 known facts, 1,000 random splits of them in halves) the two
@@ -29,11 +29,11 @@ class Decision:
 
 
 def decide(effect: np.ndarray, total: float, first: int = 1) -> Decision:
-    """The layer with the largest indirect effect, smoothed over neighbours as 1 : 2 : 1.
+    """The layer with the largest indirect effect, smoothed over neighbors as 1 : 2 : 1.
 
     effect: (layers,) indirect effects at the subject's last token; total: the total effect, clean
     minus corrupted; first: the lowest layer that may be chosen, above every window that holds
-    layer 0. Lower layers are no neighbours either: at the ends a layer is its own neighbour.
+    layer 0. Lower layers are no neighbors either: at the ends a layer is its own neighbor.
     Clear when the total effect is at least 0.05, the peak recovers a tenth of it, and the peak
     is at least twice the median of the candidates' effects.
     """
