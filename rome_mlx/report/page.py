@@ -104,8 +104,10 @@ def details(title: str, *parts: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already. On a phone every row becomes a block, its cells under their heads."""
-    body = "".join("<tr>" + "".join(f'<td data-head="{escape(name)}">{cell}</td>'
-                                    for name, cell in zip(head, row, strict=True)) + "</tr>"
+    def td(name, cell):
+        return (f'<td data-head="{escape(name)}">' if name and cell else "<td>") + cell + "</td>"
+
+    body = "".join("<tr>" + "".join(td(*pair) for pair in zip(head, row, strict=True)) + "</tr>"
                    for row in rows)
     return ('<div class="scroll"><table class="stack"><thead><tr>'
             + "".join(f"<th>{escape(name)}</th>" for name in head)
