@@ -19,6 +19,7 @@ from rome_mlx.fingerprint import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 STARTING = rm.EditRequest("{} lives in", "cde", "xy")
+ALONE = rm.EditRequest("{}", "c", "xy")
 TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
 TYPES = ["llama", "gpt2", "gemma3_text", "qwen3"]
 
@@ -87,16 +88,27 @@ def test_the_edited_model_itself_computes_the_value(kind):
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("part", ["mlp", "block"])
-@pytest.mark.parametrize("request_", [REQUEST, STARTING], ids=["inside", "first"])
-def test_suffixes_on_cached_states_give_the_whole_models_probabilities(kind, part, request_):
+@pytest.mark.parametrize("request_, templates", [
+    (REQUEST, TEMPLATES), (STARTING, TEMPLATES), (ALONE, TEMPLATES), (ALONE, ["{}"])],
+    ids=["inside", "first", "alone", "nothing before"])
+def test_suffixes_on_cached_states_give_the_whole_models_probabilities(kind, part, request_,
+                                                                       templates):
     model, tokenizer, layer = tiny_model(kind), FakeTokenizer(), 2
     decoder = Decoder(model)
-    rows = _rows(tokenizer, [request_], TEMPLATES)
+    rows = _rows(tokenizer, [request_], templates)
     suffixes, _ = _suffixes(decoder, rows, layer, part)
     delta = mx.array(np.random.RandomState(0).randn(decoder.dim), dtype=mx.float32)
     fast = np.array(nn.log_softmax(_logits(decoder, suffixes, layer, delta[None], part)))
     slow = value_log_probabilities(decoder, rows, layer, delta, part)
     np.testing.assert_allclose(fast, slow, atol=1e-4)
+
+
+def test_a_target_read_where_the_kl_would_be_leaves_the_kl_its_own_row():
+    tokenizer = FakeTokenizer()
+    tokenizer.add_tokens([" xy"])
+    rows = _rows(tokenizer, [ALONE], ["{}"])
+    assert [(row.kl, row.begin - 1) for row in rows if row.target] == [(False, rows[0].subject)]
+    assert [row.kl for row in rows] == [False, True]
 
 
 def test_the_kl_is_read_in_a_row_that_begins_as_its_own():

@@ -175,7 +175,8 @@ def _rows(tokenizer, requests, templates) -> list[_Row]:
         encoded = encode(tokenizer, _KL_PROMPT.replace("{}", request.subject))
         subject = encoded.range(0, len(request.subject))[1] - 1
         alone = encoded.ids[: subject + 1]  # what comes after is not read
-        same = [j for j, row in enumerate(mine) if row.ids[: row.subject + 1] == alone]
+        same = [j for j, row in enumerate(mine) if row.ids[: row.subject + 1] == alone
+                and row.begin > row.subject + 1]  # no state is read twice
         if same:
             mine[same[0]] = replace(mine[same[0]], kl=True)
         else:
@@ -193,7 +194,8 @@ def _suffixes(decoder: Decoder, rows: list[_Row], layer: int,
     longest = max(row.subject for row in rows)
     recorded = decoder.prefixes()
     h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer)
-    decoder.run(h[:, :longest], layer, None, recorded)
+    if longest:
+        decoder.run(h[:, :longest], layer, None, recorded)
 
     tokens = max(len(row.ids) - row.subject for row in rows)
     index = mx.array([[min(row.subject + i, width - 1) for i in range(tokens)] for row in rows])
