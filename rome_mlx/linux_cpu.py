@@ -74,15 +74,15 @@ def fast_rotations(model: nn.Module) -> Iterator[None]:
 
 def _rotation() -> type:
     """An `nn.RoPE` that computes x cos θ + swapped(x) sin θ: (a, b) swapped is (-b, a)."""
-    known = {}  # with the offsets themselves, so that no other array gets their id
+    last = None  # (offsets, tokens, angles)
 
     def call(self, x, offset=0):
+        nonlocal last
         if not isinstance(offset, mx.array) or x.dtype != mx.float32 or x.shape[-1] != self.dims:
             return nn.RoPE.__call__(self, x, offset=offset)
-        key = id(offset), x.shape[2]
-        if key not in known:
-            known[key] = offset, *_angles(self, offset, x.shape[2])
-        _, cosines, sines, swap = known[key]
+        if last is None or last[0] is not offset or last[1] != x.shape[2]:
+            last = offset, x.shape[2], _angles(self, offset, x.shape[2])
+        cosines, sines, swap = last[2]
         return x * cosines + (x @ swap) * sines
 
     return type("RoPE", (nn.RoPE,), {"__call__": call, "__module__": nn.RoPE.__module__})
