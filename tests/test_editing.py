@@ -305,3 +305,9 @@ def test_layers_moments_and_hyperparameters_out_of_range_are_refused():
         rm.rome(model, tokenizer, REQUEST)
     with pytest.raises(rm.RomeError, match="v_lrr"):
         edited(model, hyperparameters={"v_lrr": 1})
+
+
+def test_an_edit_of_higher_rank_has_no_single_vectors():
+    one = edited(tiny_model("llama"))
+    with pytest.raises(rm.RomeError, match=r"not of rank one; read edit\.deltas"):
+        _ = rm.stack([one, one]).left_vector

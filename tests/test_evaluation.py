@@ -109,3 +109,46 @@ def test_other_settings_in_the_same_directory_are_refused(data, tmp_path):
         evaluate(model, FakeTokenizer(), cases, layer=2, **options)
     with pytest.raises(rm.RomeError, match=r"other settings \(model\)"):
         evaluate(tiny_model("llama", seed=1), FakeTokenizer(), cases, layer=1, **options)
+
+
+def _another_record(case):
+    case["request"]["subject"] = "someone else"
+
+
+def _another_group(case):
+    case["group"] = [0, 1]
+
+
+def _without_scores(case):
+    del case["post"]["rewrite"]
+
+
+@pytest.mark.parametrize("change, said", [
+    (_another_record, "is of another record; choose a new --output"),
+    (_another_group, "was measured among 2 cases, not these 1"),
+    (_without_scores, "is damaged .*; remove it and run again"), (None, "is damaged")])
+def test_a_case_file_that_is_not_this_runs_is_refused(change, said, data, tmp_path):
+    model, cases = tiny_model("llama"), read_counterfact(data, limit=2)
+    options = dict(output=tmp_path / "run", method="none")
+    evaluate(model, FakeTokenizer(), cases, **options)
+    path = tmp_path / "run/case_0.json"
+    case = json.loads(path.read_text())
+    if change is None:
+        path.write_text("{")
+    else:
+        change(case)
+        path.write_text(json.dumps(case))
+    before = path.read_bytes()
+    with pytest.raises(rm.RomeError, match=rf"case_0\.json {said}"):
+        evaluate(model, FakeTokenizer(), cases, **options)
+    assert path.read_bytes() == before
+
+
+def test_a_place_that_is_not_a_runs_is_refused(data, tmp_path):
+    model, cases = tiny_model("llama"), read_counterfact(data, limit=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    for place, said in (("other", "holds other files"), ("data.json", "is not a directory")):
+        with pytest.raises(rm.RomeError, match=said):
+            evaluate(model, FakeTokenizer(), cases, output=tmp_path / place, method="none")
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["notes.txt"]

@@ -80,8 +80,10 @@ def test_the_default_model_knows_our_own_facts(default_model):
 def test_a_small_benchmark_runs_for_real_from_the_shell(default_model, tmp_path):
     out = subprocess.run(
         [sys.executable, "-m", "rome_mlx", "eval", "counterfact", "--limit", "2", "--generations",
-         "1", "--output", str(tmp_path / "run"), "--json", str(tmp_path / "summary.json")],
+         "1", "--output", str(tmp_path / "run"), "--json", str(tmp_path / "summary.json"),
+         "--report", str(tmp_path / "report.html")],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+    assert "Every rewrite was written" in (tmp_path / "report.html").read_text("utf-8")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["cases"] == 2 and summary["rewrite_success"]["mean"] == 100
     assert summary["unedited"]["rewrite_success"]["mean"] == 0
