@@ -29,7 +29,12 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from rome_mlx.decoder import Decoder  # noqa: E402
 from rome_mlx.editing.hyperparameters import hyperparameters  # noqa: E402
-from rome_mlx.editing.methods import METHODS, WITHOUT_MOMENTS, templates_of  # noqa: E402
+from rome_mlx.editing.methods import (  # noqa: E402
+    METHODS,
+    WITHOUT_MOMENTS,
+    layers_up_to,
+    templates_of,
+)
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import case_measures, case_scores  # noqa: E402
 
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="edits (default 100)")
     parser.add_argument("--methods", default="rome,r-rome,memit,ft", help="(default %(default)s)")
     parser.add_argument("--hyperparameters", help="published, or a preset (default: the model's)")
+    parser.add_argument("--layer", type=int, help="(default: the hyperparameters')")
     parser.add_argument("--output", required=True, metavar="DIR", help="where it resumes")
     args = parser.parse_args()
     model, tokenizer = rm.load(dtype="float32")
@@ -53,11 +59,12 @@ def main() -> None:
     output = Path(args.output)
     table = {}
     for name in args.methods.split(","):
-        table[name] = sequence(model, tokenizer, name, cases, args.hyperparameters, output / name)
+        table[name] = sequence(model, tokenizer, name, cases, args.layer, args.hyperparameters,
+                               output / name)
         draw(table, output / "collapse.png")
 
 
-def sequence(model, tokenizer, name: str, cases, hp, directory: Path) -> list[dict]:
+def sequence(model, tokenizer, name: str, cases, layer, hp, directory: Path) -> list[dict]:
     """A row every ten edits; the model is restored at the end."""
     directory.mkdir(parents=True, exist_ok=True)
     written = cases[EVERY:]
@@ -66,12 +73,14 @@ def sequence(model, tokenizer, name: str, cases, hp, directory: Path) -> list[di
     unedited = [case_scores(model, tokenizer, case) for case in watched]
     guard, applied, path = rm.Guard(model, tokenizer), [], directory / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    resolved = hyperparameters(hp, name, Decoder(model))
     templates = None if name in WITHOUT_MOMENTS else templates_of(
-        name, model, tokenizer, 0, hyperparameters(hp, name, Decoder(model)))
+        name, model, tokenizer, 0, resolved)
+    where = None if layer is None else layers_up_to(name, layer, resolved)
     try:
         for i, case in enumerate(written):
             if not (directory / f"{i}").exists():
-                METHODS[name](model, tokenizer, case.request, hyperparameters=hp,
+                METHODS[name](model, tokenizer, case.request, where, hyperparameters=hp,
                               context_templates=templates).save(directory / f"{i}")
             applied.append(rm.load_edit(directory / f"{i}"))
             applied[-1].apply(model)
