@@ -132,12 +132,24 @@ class Decoder:
         """Token-embedding output (rows, tokens, dim), before positions and scaling."""
         return self.embedding(mx.array(ids))
 
+    @cached_property
+    def positions(self) -> int | None:
+        """How many positions the model has learned; None where it reads a text of any length."""
+        table = self.architecture.positions
+        return weight_shape(find_module(self._text, table))[0] if table else None
+
     def enter(self, embeddings: mx.array, offset: int | mx.array = 0) -> mx.array:
-        """From embeddings to the first layer's input; `offset` tokens come before."""
+        """From embeddings to the first layer's input; `offset` tokens come before.
+
+        Raises RomeError for a text that is longer than the model's learned positions.
+        """
         h = embeddings
-        if self.architecture.positions:
-            table = find_module(self._text, self.architecture.positions)
-            h = h + table(mx.arange(h.shape[1]) + mx.array(offset)[..., None])
+        if self.positions is not None:
+            at = mx.arange(h.shape[1]) + mx.array(offset)[..., None]
+            if (tokens := at.max().item() + 1) > self.positions:  # mlx reads beyond the table
+                raise RomeError(f"a text of {tokens} tokens is too long for this model, which has "
+                                f"learned {self.positions} positions; give shorter texts or rows")
+            h = h + find_module(self._text, self.architecture.positions)(at)
         return self.architecture.enter(self._text, h) if self.architecture.enter else h
 
     def block(self, layer: int, h: mx.array, prefix: Prefix | None = None) -> mx.array:

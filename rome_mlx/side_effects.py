@@ -11,9 +11,11 @@ _TEXTS = 3  # paragraphs of the shipped text, some 250 tokens
 _ROWS = 64  # positions whose vocabularies are held at once
 
 
-def neutral_tokens(tokenizer) -> list[list[int]]:
-    """The first paragraphs of the shipped text on nothing in particular."""
-    return [encode(tokenizer, text).ids for text in read_lines("neutral.txt")[:_TEXTS]]
+def neutral_tokens(model, tokenizer) -> list[list[int]]:
+    """The first paragraphs of the shipped text on nothing in particular, as far as the model can
+    read them."""
+    return [encode(tokenizer, text).ids[:Decoder(model).positions]
+            for text in read_lines("neutral.txt")[:_TEXTS]]
 
 
 def final_states(model, rows: list[list[int]]) -> list[mx.array]:

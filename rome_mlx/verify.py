@@ -79,7 +79,7 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
     prompts = [("rewrite", request.text), *(("paraphrase", p) for p in paraphrases),
                *(("neighbor", p) for p in neighbors)]
     question = question or f"Complete the sentence: {request.text} ..."
-    neutral = neutral_tokens(tokenizer)
+    neutral = neutral_tokens(model, tokenizer)
     options = {"kind": "hidden", "token_range": "subject_last", **trace_options}
 
     def look(true):

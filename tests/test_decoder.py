@@ -195,3 +195,18 @@ def test_a_sharded_projection_is_refused_by_its_layer():
             layer.mlp.down_proj, "sharded-to-all", group=group)
     with pytest.raises(RomeError, match=r"of layer 0 is a ShardedToAllLinear.*from layers 2, 3"):
         Decoder(model).path(0, "down")
+
+
+@pytest.mark.parametrize("kind, positions", [("gpt2", 256), ("gpt_bigcode", 256), ("llama", None)])
+def test_a_text_longer_than_the_learned_positions_is_refused(kind, positions):
+    decoder = Decoder(tiny_model(kind))
+    assert decoder.positions == positions
+    embeddings = decoder.embed([[1] * 257])
+    if positions is None:
+        assert decoder.enter(embeddings).shape == embeddings.shape
+        return
+    with pytest.raises(RomeError, match="a text of 257 tokens is too long .* 256 positions"):
+        decoder.enter(embeddings)
+    with pytest.raises(RomeError, match="a text of 257 tokens"):
+        decoder.enter(embeddings[:, :7], 250)
+    assert decoder.enter(embeddings[:, :6], 250).shape[1] == 6

@@ -152,7 +152,7 @@ class Measuring:
     @cached_property
     def neutral(self) -> tuple[list, list]:
         """Neutral text, and what the model makes of it as it is when this is first read."""
-        rows = neutral_tokens(self.tokenizer)
+        rows = neutral_tokens(self.model, self.tokenizer)
         return rows, final_states(self.model, rows)
 
     def kl(self, neutral) -> float:
