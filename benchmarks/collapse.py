@@ -27,7 +27,6 @@ import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from rome_mlx.decoder import Decoder  # noqa: E402
 from rome_mlx.editing.hyperparameters import hyperparameters  # noqa: E402
 from rome_mlx.editing.methods import (  # noqa: E402
     METHODS,
@@ -37,6 +36,7 @@ from rome_mlx.editing.methods import (  # noqa: E402
 )
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import case_measures, case_scores  # noqa: E402
+from rome_mlx.models.decoder import Decoder  # noqa: E402
 
 EVERY = 10
 PANELS = (("latest", "the latest ten edits hold, %"), ("first", "the first ten edits hold, %"),

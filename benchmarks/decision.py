@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import timing  # noqa: F401  finds rome_mlx
 
-from rome_mlx.json_files import read_json
+from rome_mlx.storage.files import read_json
 from rome_mlx.tracing.decision import decide, first_candidate
 
 

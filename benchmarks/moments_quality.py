@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 from timing import rm
 
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing.edit import Edit, LowRank
 from rome_mlx.editing.hyperparameters import hyperparameters
 from rome_mlx.editing.key import in_contexts, read_keys
-from rome_mlx.editing.rome import inverse_direction, rank_one_update
+from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
 from rome_mlx.editing.templates import context_templates
 from rome_mlx.editing.value import optimize_values
 from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.evaluation.metrics import case_measures, case_scores
 from rome_mlx.evaluation.summary import summarize
-from rome_mlx.json_files import read_json, write_json
-from rome_mlx.moments import store
-from rome_mlx.moments.enough import subject_keys
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.moments import files as store
+from rome_mlx.moments.quality import subject_keys
+from rome_mlx.storage.files import read_json, write_json
 
 SIZES = {"text": (3_000, 10_000, 30_000, 100_000, 300_000),
          "self": (3_000, 10_000, 30_000, 100_000)}

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from rome_mlx.errors import RomeError
-from rome_mlx.evaluation.compare import markdown, read_run
-from rome_mlx.json_files import read_json, write_whole
+from rome_mlx.storage.files import read_json, write_whole
+from rome_mlx.view.compare import markdown, read_run
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

@@ -13,13 +13,13 @@ from timing import mx, seconds
 from torch_process import in_torch
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
-from rome_mlx.editing import rome as rome_module
 from rome_mlx.editing import value as value_module
+from rome_mlx.editing.methods import rome as rome_module
 from rome_mlx.editing.templates import context_templates, memit_templates
 from rome_mlx.editing.value import Value, optimize_values
-from rome_mlx.hooks import hooked
-from rome_mlx.loading import weight_shape
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.hooks import hooked
+from rome_mlx.models.weights import weight_shape
 from rome_mlx.moments.lookup import moment_matrix
 
 LAYER, LENGTHS, LAYERS = 8, ((5, 5), (5, 10)), [4, 5, 6]

@@ -12,11 +12,11 @@ import numpy as np
 from timing import mx, seconds
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
 from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.evaluation.metrics import target_scores
-from rome_mlx.loading import weight_shape
-from rome_mlx.tokens import encode_with_target
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.tokens import encode_with_target
+from rome_mlx.models.weights import weight_shape
 
 CASES = 8
 
@@ -70,7 +70,7 @@ def torch_seconds(tokenizer, groups, repeats: int, found: dict) -> float | None:
     except ImportError:
         print("PyTorch is not installed; its column stays empty", file=sys.stderr)
         return None
-    from rome_mlx.loading import _default_model
+    from rome_mlx.models.loading import _default_model
 
     path = Path(_default_model())
     model = AutoModelForCausalLM.from_pretrained(

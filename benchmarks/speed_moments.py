@@ -12,9 +12,9 @@ import numpy as np
 from timing import mx, rm, seconds
 from torch_process import in_torch
 
-from rome_mlx.decoder import Decoder
-from rome_mlx.hooks import intercept
-from rome_mlx.loading import weight_shape
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.hooks import intercept
+from rome_mlx.models.weights import weight_shape
 from rome_mlx.moments import corpus
 
 LAYERS, LENGTH, ROWS, BATCH = (8, 12), 256, 120, 8

@@ -14,8 +14,9 @@ from oracles import Traced
 from timing import seconds
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
-from rome_mlx.loading import _default_model, weight_shape
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.loading import _default_model
+from rome_mlx.models.weights import weight_shape
 from rome_mlx.tracing.corruption import corruption
 from rome_mlx.tracing.restore import hidden_cells, joins, window_cells
 

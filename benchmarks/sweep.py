@@ -30,8 +30,8 @@ from rome_mlx.editing.templates import context_templates  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores  # noqa: E402
 from rome_mlx.evaluation.summary import ceiling_share, summarize  # noqa: E402
+from rome_mlx.moments.files import layer_path  # noqa: E402
 from rome_mlx.moments.lookup import moment_matrix  # noqa: E402
-from rome_mlx.moments.store import layer_path  # noqa: E402
 
 #: lengths of the context templates: (how many, of how many tokens)
 FEW, SHORT, LONG = [[1, 10], [2, 20]], [[2, 5], [3, 10]], [[2, 10], [3, 20]]

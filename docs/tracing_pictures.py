@@ -12,8 +12,8 @@ import rome_mlx as rm  # isort: skip  the BLAS must be loaded before mlx
 import numpy as np
 from matplotlib.figure import Figure
 
-from rome_mlx.data_files import data_path
-from rome_mlx.plot import _LINES, plot_severed, plot_traces
+from rome_mlx.storage.places import data_path
+from rome_mlx.view.plot import _LINES, plot_severed, plot_traces
 
 IMAGES = Path(__file__).parent / "images"
 PLACES = [("The Eiffel Tower", "Paris"), ("The Colosseum", "Rome"), ("The Louvre", "Paris"),

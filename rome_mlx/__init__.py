@@ -1,12 +1,12 @@
 """Locate, edit and verify facts in language models on Apple MLX."""
 
-from . import blas  # noqa: F401  a fast BLAS has to be there before mlx is
-from .collapse import Guard, Health
+from .accel import blas  # noqa: F401  a fast BLAS has to be there before mlx is
+from .evaluation.collapse import Guard, Health
 from .editing.adapter import load_edit
-from .editing.alphaedit import alphaedit
+from .editing.methods.alphaedit import alphaedit
 from .editing.edit import Edit, LowRank, stack
-from .editing.emmet import emmet
-from .editing.finetune import finetune, finetune_l, lora
+from .editing.methods.emmet import emmet
+from .editing.methods.finetune import finetune, finetune_l, lora
 from .editing.hyperparameters import (
     AlphaEditHyperparameters,
     EmmetHyperparameters,
@@ -15,20 +15,20 @@ from .editing.hyperparameters import (
     LoraHyperparameters,
     MemitHyperparameters,
 )
-from .editing.memit import memit
-from .editing.rome import p_rome, r_rome, rome
+from .editing.methods.memit import memit
+from .editing.methods.rome import p_rome, r_rome, rome
 from .editing.sequence import in_sequence
 from .errors import RomeError
-from .fact_files import read_facts
+from .storage.fact_files import read_facts
 from .facts import EditRequest, Fact
-from .hooks import intercept
-from .loading import load
+from .models.hooks import intercept
+from .models.loading import load
 from .moments.estimator import Moments, SecondMoment, second_moments
 from .pipeline import locate_then_edit
 from .tracing.average import AverageEffects, average_effects
 from .tracing.patching import activation_patching
 from .tracing.trace import Trace, trace
-from .verify import Verification, verify
+from .evaluation.verify import Verification, verify
 
 __all__ = [
     "AlphaEditHyperparameters", "AverageEffects", "Edit", "EditRequest",

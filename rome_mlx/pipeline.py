@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .data_files import data_path
-from .decoder import Decoder
 from .editing.edit import Edit
 from .editing.hyperparameters import PRESETS, depth_layer, preset_name
 from .editing.hyperparameters import hyperparameters as resolve
 from .editing.methods import ONE_BY_ONE, WITHOUT_MOMENTS, layers_up_to
 from .editing.methods import method as find_method
 from .errors import RomeError
+from .evaluation.verify import Verification, set_aside, verify
 from .facts import EditRequest
-from .fingerprint import fingerprint, same
+from .models.decoder import Decoder
+from .models.identity import fingerprint, same
 from .moments.lookup import ensure_moments
+from .storage.places import data_path
 from .tracing.decision import decide, first_candidate, scaled_window
 from .tracing.trace import KINDS, Trace, trace
-from .verify import Verification, set_aside, verify
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Result:
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page: maps, layer, losses, before and after."""
-        from .report import edit_report
+        from .view.report import edit_report
 
         return edit_report([self], path)
 

@@ -9,7 +9,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tokenizers import ByteLevelBPETokenizer
 
-from rome_mlx.data_files import read_lines
+from rome_mlx.storage.places import read_lines
 
 #: general.architecture -> mlx-lm's model type
 TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2",

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
-from rome_mlx.hooks import intercept
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.hooks import intercept
 
 PARTS = {"hidden": "block", "mlp": "mlp", "attn": "attention"}
 

@@ -10,9 +10,9 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing.edit import LowRank
-from rome_mlx.fingerprint import fingerprint
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.identity import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 PATH = "model.layers.1.mlp.down_proj"
@@ -203,7 +203,7 @@ def test_the_command_line_applies_a_saved_edit_as_an_edit(saved, tmp_path, capsy
     from tiny import _COMMON
 
     from rome_mlx.cli.common import load_model
-    from rome_mlx.editing.applied import edits_of
+    from rome_mlx.models.applied import edits_of
 
     save(tmp_path / "model", str(tmp_path), tiny_model("llama"), FakeTokenizer(),
          {**_COMMON, "model_type": "llama"})

@@ -11,7 +11,7 @@ from tiny import tiny_model
 
 from rome_mlx.errors import RomeError
 from rome_mlx.facts import Fact
-from rome_mlx.probabilities import first_choice
+from rome_mlx.models.probabilities import first_choice
 from rome_mlx.tracing.average import TOKEN_CLASSES, _bootstrap, average_effects, token_classes
 from rome_mlx.tracing.trace import trace
 
@@ -147,7 +147,7 @@ def test_values_out_of_range_are_refused(bad):
 
 def test_two_ranks_give_the_numbers_of_one(effects, tmp_path):
     root = Path(__file__).parent
-    script = ("import json, sys, rome_mlx.blas, mlx.core as mx, test_average as t;"
+    script = ("import json, sys, rome_mlx.accel.blas, mlx.core as mx, test_average as t;"
               "effects = t.average_effects(*t.MODEL, t.FACTS, **t.FAST);"
               "group = mx.distributed.init(); assert group.size() == 2;"
               "open(f'{sys.argv[1]}/{group.rank()}.json', 'w')"

@@ -8,11 +8,11 @@ import sys
 import mlx.core as mx
 import pytest
 
-from rome_mlx import blas
+from rome_mlx.accel import blas
 
 # The best of several: other work on the machine can only make a product slower.
 _TIMED = """
-import rome_mlx.blas, time
+import rome_mlx.accel.blas, time
 import mlx.core as mx
 a = mx.random.normal((1024, 1024))
 mx.eval(a @ a)
@@ -45,14 +45,14 @@ def test_matrix_products_are_several_times_faster():
 
 @applies
 def test_it_says_once_that_mlx_came_too_early():
-    out, err = run("import mlx.core, rome_mlx, rome_mlx.blas; print(rome_mlx.blas.status())")
+    out, err = run("import mlx.core, rome_mlx, rome_mlx.accel.blas as b; print(b.status())")
     assert err.count("importing rome_mlx first") == 1
     assert "import rome_mlx before mlx" in out
 
 
 @applies
 def test_a_damaged_copy_of_its_helper_is_made_again(tmp_path):
-    code = "import rome_mlx.blas as b; print(b.loaded)"
+    code = "import rome_mlx.accel.blas as b; print(b.loaded)"
     path, _ = run(code, ROME_MLX_CACHE=str(tmp_path))
     for copy in tmp_path.glob("lib/*/libgfortran.so.5"):
         os.truncate(copy, 1000)
@@ -60,7 +60,8 @@ def test_a_damaged_copy_of_its_helper_is_made_again(tmp_path):
 
 
 def test_the_environment_turns_it_off():
-    out, _ = run("import rome_mlx.blas as b; print(b.loaded, '|', b.status())", ROME_MLX_BLAS="0")
+    code = "import rome_mlx.accel.blas as b; print(b.loaded, '|', b.status())"
+    out, _ = run(code, ROME_MLX_BLAS="0")
     assert out.startswith("None |")
 
 

@@ -13,8 +13,8 @@ import rome_mlx_start
 from rome_mlx.cli import main
 from rome_mlx.cli.common import layer_list
 from rome_mlx.cli.edit import _tell_missed
-from rome_mlx.cli.story import Story
 from rome_mlx.facts import EditRequest
+from rome_mlx.view.story import Story
 
 PROMPT = ["--prompt", "{} is in", "--subject", "Paris"]
 EDIT = ["edit", *PROMPT, "--target-new", "Rome"]
@@ -33,7 +33,7 @@ def no_loading(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the weights were read before the arguments were checked")
 
-    monkeypatch.setattr("rome_mlx.loading.load", refuse)
+    monkeypatch.setattr("rome_mlx.models.loading.load", refuse)
 
 
 BAD = {
@@ -138,7 +138,7 @@ def test_stopping_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rome_mlx.loading.load", stop)
+    monkeypatch.setattr("rome_mlx.models.loading.load", stop)
     assert status([*EDIT, "--save-path", "edit", "--json", "out.json"]) == 130
     said = capsys.readouterr()
     assert said.err.strip().splitlines() == ["rome-mlx: stopped; what was saved before is whole"]
@@ -187,7 +187,7 @@ def test_the_version_is_told(capsys):
 
 def test_the_doctor_names_what_is_missing_and_what_mends_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("rome_mlx.blas.loaded", None)
+    monkeypatch.setattr("rome_mlx.accel.blas.loaded", None)
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path / "cache"))
     assert main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 1

@@ -8,11 +8,11 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.collapse import NORM_LIMIT, PERPLEXITY_LIMIT, Guard, perplexity
-from rome_mlx.data_files import read_lines
 from rome_mlx.editing.edit import dense
-from rome_mlx.hooks import find_module
-from rome_mlx.loading import weight as dequantized
+from rome_mlx.evaluation.collapse import NORM_LIMIT, PERPLEXITY_LIMIT, Guard, perplexity
+from rome_mlx.models.hooks import find_module
+from rome_mlx.models.weights import weight as dequantized
+from rome_mlx.storage.places import read_lines
 
 PATH = "model.layers.1.mlp.down_proj"
 REQUEST = rm.EditRequest("{} was", "a long subject", "b")

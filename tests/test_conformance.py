@@ -20,13 +20,14 @@ from samples import arrays, spd
 from tiny import VOCABULARY, arguments, tiny_model
 
 import rome_mlx as rm
-from rome_mlx.architectures import SUPPORTED, installed_types
-from rome_mlx.decoder import Decoder, Prefix
-from rome_mlx.editing import rome, spread
+from rome_mlx.editing import spread
 from rome_mlx.editing.key import read_keys, read_states
+from rome_mlx.editing.methods import rome
 from rome_mlx.editing.value import _logits, _rows, _suffixes, optimize_values
-from rome_mlx.loading import weight, weight_shape
-from rome_mlx.refused import REFUSED
+from rome_mlx.models.architectures import SUPPORTED, installed_types
+from rome_mlx.models.decoder import Decoder, Prefix
+from rome_mlx.models.refused import REFUSED
+from rome_mlx.models.weights import weight, weight_shape
 
 LAYER = 1
 REQUEST = rm.EditRequest("ab {} is", "cd", "xy")

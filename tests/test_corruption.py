@@ -7,10 +7,10 @@ import pytest
 from fakes import FakeTokenizer
 from tiny import tiny_model
 
-from rome_mlx.data_files import read_lines
-from rome_mlx.decoder import Decoder
 from rome_mlx.errors import RomeError
-from rome_mlx.tokens import encode
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.tokens import encode
+from rome_mlx.storage.places import read_lines
 from rome_mlx.tracing.corruption import corruption
 
 TOKENIZER = FakeTokenizer()

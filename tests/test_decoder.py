@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny import VOCABULARY, tiny_model
 
-from rome_mlx.decoder import Decoder, Prefix
 from rome_mlx.errors import RomeError
+from rome_mlx.models.decoder import Decoder, Prefix
 
 TYPES = ["gemma2", "gemma3_text", "gpt2", "llama", "qwen3"]  # test_conformance.py has them all
 #: models whose layers differ: some see a window of six tokens only

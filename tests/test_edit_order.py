@@ -10,10 +10,10 @@ from mlx.utils import tree_flatten
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
-from rome_mlx.editing.applied import edits_of
 from rome_mlx.editing.edit import LowRank, dense
-from rome_mlx.fingerprint import fingerprint
+from rome_mlx.models.applied import edits_of
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.identity import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 EDITS = 50
@@ -105,7 +105,7 @@ def test_a_stack_is_bit_for_bit_its_edits_one_after_the_other(kind):
 
 def test_one_edit_changes_the_float_and_the_4_bit_copy_alike():
     """The 4-bit model's float copy: the same function before, and after the edit."""
-    from rome_mlx.loading import cast
+    from rome_mlx.models.weights import cast
 
     packed, copy = new_model("4-bit"), cast(new_model("4-bit"), mx.float32)
     edits = edits_of_all_kinds(packed)[:6]

@@ -10,12 +10,12 @@ from samples import arrays, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing.edit import LowRank
 from rome_mlx.editing.key import read_keys
-from rome_mlx.editing.rome import inverse_direction, rank_one_update
+from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
 from rome_mlx.editing.value import _logits, _rows, _suffixes, optimize_values
-from rome_mlx.fingerprint import fingerprint
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.identity import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 STARTING = rm.EditRequest("{} lives in", "cde", "xy")

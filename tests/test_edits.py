@@ -13,9 +13,9 @@ from tiny import _COMMON, tiny_model
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing.edit import LowRank
-from rome_mlx.fingerprint import fingerprint
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.identity import fingerprint
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 TOKENS = mx.array([[5, 6, 7, 8]])
@@ -88,7 +88,7 @@ def test_nothing_is_written_over_anything(saved_model, tmp_path, capsys, monkeyp
     def refuse(*args, **kwargs):
         raise AssertionError("the weights were read before the arguments were checked")
 
-    monkeypatch.setattr("rome_mlx.loading.load", refuse)
+    monkeypatch.setattr("rome_mlx.models.loading.load", refuse)
     before = sorted(directory.iterdir())
     assert main(["edits", "fuse", str(tmp_path / "edit"), "--save-path", str(directory)]) == 2
     assert "there already" in capsys.readouterr().err

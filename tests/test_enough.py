@@ -11,9 +11,10 @@ from fakes import FakeTokenizer
 from samples import letters
 from tiny import tiny_model
 
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing.key import read_keys
-from rome_mlx.moments import enough, store
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.moments import files as store
+from rome_mlx.moments import quality as enough
 from rome_mlx.moments.estimator import Moments, second_moments
 from rome_mlx.moments.second_moment import SecondMoment
 
@@ -74,7 +75,8 @@ from pathlib import Path
 import rome_mlx
 import mlx.core as mx
 import numpy as np
-from rome_mlx.moments import enough, store
+from rome_mlx.moments import quality as enough
+from rome_mlx.moments import files as store
 from rome_mlx.moments.second_moment import SecondMoment
 def use(dim, directory):
     keys = mx.random.normal((512, dim))
@@ -143,7 +145,7 @@ def test_quality_is_that_of_the_spectrum_and_the_mean():
 
 
 def test_the_probes_are_the_subjects_keys_at_their_last_token(model):
-    from rome_mlx.data_files import read_lines
+    from rome_mlx.storage.places import read_lines
 
     subjects = read_lines("subjects.txt")[:64]
     expected = read_keys(Decoder(model), TOKENIZER, [(s, (0, len(s))) for s in subjects], 2).keys

@@ -14,7 +14,7 @@ import pytest
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.evaluation.compare import latex, markdown, read_run, terminal
+from rome_mlx.view.compare import latex, markdown, read_run, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"

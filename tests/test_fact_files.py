@@ -3,8 +3,8 @@ import json
 import pytest
 
 from rome_mlx.errors import RomeError
-from rome_mlx.fact_files import read_facts
 from rome_mlx.facts import Fact
+from rome_mlx.storage.fact_files import read_facts
 
 
 def write(path, value):

@@ -21,10 +21,9 @@ from tiny import _COMMON, tiny_model
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.directories import whole_directory
-from rome_mlx.json_files import write_json
-from rome_mlx.loading import import_gguf
-from rome_mlx.moments import store
+from rome_mlx.models.loading import import_gguf
+from rome_mlx.moments import files as store
+from rome_mlx.storage.files import whole_directory, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")

@@ -21,9 +21,9 @@ from tiny import tiny_model
 
 from rome_mlx import RomeError
 from rome_mlx.cli import main
-from rome_mlx.data_files import read_lines
-from rome_mlx.decoder import Decoder
-from rome_mlx.loading import converted, import_gguf
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.loading import converted, import_gguf
+from rome_mlx.storage.places import read_lines
 
 IDS = mx.array([[3, 17, 99, 5, 42, 7, 11, 80, 2, 64]])
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_model
 
 from rome_mlx.errors import RomeError
-from rome_mlx.hooks import find_module, intercept
+from rome_mlx.models.hooks import find_module, intercept
 
 IDS = mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 MLP = "model.layers.1.mlp"

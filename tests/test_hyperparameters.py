@@ -9,11 +9,11 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing import hyperparameters as module
 from rome_mlx.editing.hyperparameters import PRESETS, depth_layer, hyperparameters, preset_name
 from rome_mlx.editing.methods import layers_up_to
 from rome_mlx.evaluation.run import Editing
+from rome_mlx.models.decoder import Decoder
 from rome_mlx.pipeline import own_layer, usual_layer
 
 REQUEST = rm.EditRequest("{} was", "a long subject", "b")

@@ -7,15 +7,15 @@ import pytest
 from scipy.special import logsumexp
 from tiny import tiny_model
 
-from rome_mlx import linux_cpu
-from rome_mlx.decoder import Decoder
-from rome_mlx.linux_cpu import (
+from rome_mlx.accel import linux_cpu
+from rome_mlx.accel.linux_cpu import (
     fast_gates,
     fast_rotations,
     log_sum_exp,
     slow_exponentials,
     swiglu,
 )
+from rome_mlx.models.decoder import Decoder
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 130), (2, 200, 7)])

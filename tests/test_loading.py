@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from tiny import tiny_model
 
-from rome_mlx import RomeError, load, loading
+from rome_mlx import RomeError, load
+from rome_mlx.models import loading, weights
 
 PROMPT = "The Eiffel Tower is located in the city of"
 
@@ -115,7 +116,7 @@ def test_an_adapted_layer_is_dequantized_and_keeps_its_adapter(directory, tmp_pa
 
 def test_biases_survive_dequantization():
     linear = nn.Linear(64, 8)
-    module = loading.dequantized(nn.QuantizedLinear.from_linear(linear, 32, 8))
+    module = weights.dequantized(nn.QuantizedLinear.from_linear(linear, 32, 8))
     assert mx.array_equal(module.bias, linear.bias)
     assert mx.allclose(module.weight, linear.weight, atol=1e-2)
 

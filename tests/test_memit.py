@@ -11,15 +11,15 @@ from samples import arrays, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
-from rome_mlx.editing.alphaedit import null_space, null_space_update
-from rome_mlx.editing.emmet import equality_update
 from rome_mlx.editing.key import in_contexts, read_keys, read_states
-from rome_mlx.editing.memit import least_squares_update
-from rome_mlx.editing.rome import inverse_direction, rank_one_update
+from rome_mlx.editing.methods.alphaedit import null_space, null_space_update
+from rome_mlx.editing.methods.emmet import equality_update
+from rome_mlx.editing.methods.memit import least_squares_update
+from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
 from rome_mlx.editing.spread import request_keys
 from rome_mlx.editing.templates import memit_templates
 from rome_mlx.editing.value import optimize_values
+from rome_mlx.models.decoder import Decoder
 
 REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
             rm.EditRequest("{} was", "a long subject", "b"),

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from rome_mlx.architectures import ARCHITECTURES, SUPPORTED, WRAPPERS, check_type, installed_types
 from rome_mlx.cli import main
-from rome_mlx.decoder import Decoder
 from rome_mlx.errors import RomeError
+from rome_mlx.models.architectures import (
+    ARCHITECTURES,
+    SUPPORTED,
+    WRAPPERS,
+    check_type,
+    installed_types,
+)
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.refused import REFUSED
 from rome_mlx.pipeline import LayerChoice, nearest_dense
-from rome_mlx.refused import REFUSED
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)

@@ -9,10 +9,10 @@ from mlx.utils import tree_flatten
 from samples import letters, relative
 from tiny import tiny_model
 
-from rome_mlx.architectures import ARCHITECTURES
-from rome_mlx.decoder import Decoder
 from rome_mlx.errors import RomeError
-from rome_mlx.hooks import intercept
+from rome_mlx.models.architectures import ARCHITECTURES
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.hooks import intercept
 from rome_mlx.moments import corpus, lookup
 from rome_mlx.moments.estimator import SecondMoment, second_moments
 

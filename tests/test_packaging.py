@@ -33,7 +33,7 @@ def test_the_wheel_works_alone_and_finds_its_data(dist, tmp_path):
     assert any(name.startswith("rome_mlx/data/moments/") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "rome_mlx", "rome_mlx_start.py"}
-    code = ("import rome_mlx, rome_mlx.data_files as d; print(rome_mlx.__file__); "
+    code = ("import rome_mlx, rome_mlx.storage.places as d; print(rome_mlx.__file__); "
             "print(len(d.read_lines('subjects.txt')), len(list(d.data_path().glob('profile*'))))")
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                          env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, check=True)

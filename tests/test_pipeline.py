@@ -9,9 +9,9 @@ from mlx.utils import tree_flatten
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.probabilities import target_probabilities
 from rome_mlx.pipeline import choose_layer, locate_then_edit_all
-from rome_mlx.probabilities import target_probabilities
 from rome_mlx.tracing.decision import decide, first_candidate, scaled_window
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from rome_mlx import plot
 from rome_mlx.cli.trace import show
 from rome_mlx.errors import RomeError
 from rome_mlx.tracing.average import TOKEN_CLASSES, AverageEffects
 from rome_mlx.tracing.trace import Trace
+from rome_mlx.view import plot
 
 TOKENS = ["The", " E", "iffel", " Tower", " is", " in", "\n", " $1_a^b$"]
 

@@ -15,9 +15,9 @@ import pytest
 from saved_model import save_tiny
 
 import rome_mlx as rm
-from rome_mlx.moments import store
-from rome_mlx.moments.ranks import Ranks
+from rome_mlx.moments import files as store
 from rome_mlx.moments.second_moment import SecondMoment
+from rome_mlx.storage.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"

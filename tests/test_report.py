@@ -15,8 +15,8 @@ from tiny import _COMMON, tiny_model
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.report import benchmark_report
-from rome_mlx.report.page import changed
+from rome_mlx.view.page import changed
+from rome_mlx.view.report import benchmark_report
 
 NASTY = "<script>alert('&')</script>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

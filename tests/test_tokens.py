@@ -8,7 +8,7 @@ from trained import BytesWithoutOffsets, byte_level, sentencepiece, wordpiece
 
 from rome_mlx.errors import RomeError
 from rome_mlx.facts import Fact
-from rome_mlx.tokens import encode, encode_with_target, first_target_id, with_target
+from rome_mlx.models.tokens import encode, encode_with_target, first_target_id, with_target
 
 TOKENIZERS = {
     "byte level": byte_level(),

@@ -13,11 +13,11 @@ from mlx.utils import tree_flatten
 from oracles import Traced
 from tiny import tiny_model
 
-from rome_mlx.architectures import ARCHITECTURES
-from rome_mlx.decoder import Decoder
 from rome_mlx.errors import RomeError
 from rome_mlx.facts import Fact
-from rome_mlx.tokens import encode
+from rome_mlx.models.architectures import ARCHITECTURES
+from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.tokens import encode
 from rome_mlx.tracing.corruption import corruption
 from rome_mlx.tracing.trace import trace
 

@@ -7,9 +7,9 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.decoder import Decoder
 from rome_mlx.editing.key import read_states
 from rome_mlx.editing.value import mean_losses, optimize_values
+from rome_mlx.models.decoder import Decoder
 
 TEMPLATES = ["{}", "q r s. {}", "tu. {}"]
 REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),

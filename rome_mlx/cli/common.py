@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..directories import check_writable
 from ..errors import RomeError
-from ..json_files import read_json, write_json
+from ..storage.files import check_writable, read_json, write_json
 
 __all__ = ["add_model_arguments", "check_file", "given_hyperparameters", "layer_list",
            "load_model", "noise_rule", "positive", "read_json", "seed", "write_json"]
@@ -28,7 +27,7 @@ def load_model(args):
     """(model, tokenizer) as the model's flags say. A saved edit is applied as an edit, so that
     editors know what it wrote; any other adapter is mlx-lm's."""
     from ..editing.adapter import load_edit
-    from ..loading import load
+    from ..models.loading import load
 
     options, edit = {}, None
     if args.adapter_path and (Path(args.adapter_path) / "edit.json").exists():

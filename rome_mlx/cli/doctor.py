@@ -50,7 +50,7 @@ def _versions() -> str:
 def _device(found: dict, missing: list, args) -> None:
     import mlx.core as mx
 
-    from .. import blas
+    from ..accel import blas
 
     gpu = mx.default_device() == mx.gpu
     name = mx.device_info().get("device_name", "")
@@ -86,7 +86,7 @@ def _threads() -> list[str]:
 
 
 def _cache(found: dict, missing: list, args) -> None:
-    from ..data_files import cache_directory
+    from ..storage.places import cache_directory
 
     path = cache_directory()
     try:
@@ -101,7 +101,7 @@ def _cache(found: dict, missing: list, args) -> None:
 
 
 def _model(found: dict, missing: list, args) -> None:
-    from ..loading import INSTALL_DEFAULT, describe
+    from ..models.loading import INSTALL_DEFAULT, describe
 
     try:
         model, tokenizer = load_model(args)
@@ -110,7 +110,7 @@ def _model(found: dict, missing: list, args) -> None:
         missing.append(("the model", INSTALL_DEFAULT if "not installed" in str(error) else
                         "rome-mlx doctor --model DIRECTORY, a .gguf file or a hub id"))
         return
-    from ..decoder import Decoder
+    from ..models.decoder import Decoder
 
     decoder = Decoder(model)
     about = describe(model, tokenizer)
@@ -121,7 +121,7 @@ def _model(found: dict, missing: list, args) -> None:
 
 
 def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
-    from ..moments import store
+    from ..moments import files as store
     from ..moments.estimator import about_layer
     from ..pipeline import stored_profile
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 from ..errors import RomeError
+from ..view.story import Story
 from .common import (
     add_model_arguments,
     check_file,
@@ -17,7 +18,6 @@ from .common import (
     read_json,
     write_json,
 )
-from .story import Story
 
 
 def layer_choice(text: str):
@@ -57,12 +57,12 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..collapse import Guard
-    from ..decoder import Decoder
     from ..editing.adapter import check_destination
     from ..editing.hyperparameters import hyperparameters
     from ..editing.methods import ONE_BY_ONE, method
     from ..editing.requests import check_requests
+    from ..evaluation.collapse import Guard
+    from ..models.decoder import Decoder
 
     cases = _cases(args)
     method(args.method)
@@ -96,7 +96,7 @@ def run(args) -> int:
                 edit.revert(model)
     _save(args, edits)
     if args.report is not None:
-        from ..report import edit_report
+        from ..view.report import edit_report
 
         edit_report(found, args.report, adapter=args.save_path)
         print(f"\nReport in {args.report}")

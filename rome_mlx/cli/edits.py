@@ -138,7 +138,7 @@ def _stack(args, edits) -> int:
 def _fuse(args, edits) -> int:
     from ..editing.edit import stack
     from ..editing.fuse import fuse
-    from ..loading import describe, load
+    from ..models.loading import describe, load
 
     merged = edits[0] if len(edits) == 1 else stack(edits)
     source = args.model or merged.model.get("path")

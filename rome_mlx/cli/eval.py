@@ -97,7 +97,7 @@ def _run(args) -> int:
     from ..evaluation.generation import References
     from ..evaluation.run import evaluate
     from ..evaluation.zsre import read_zsre
-    from ..loading import describe
+    from ..models.loading import describe
 
     given = None
     if args.method != "none":
@@ -134,7 +134,7 @@ def _run(args) -> int:
 
 
 def _report(args, summary: dict, model: dict, cases) -> None:
-    from ..report import benchmark_report
+    from ..view.report import benchmark_report
 
     settings = {"model": model["path"], "computed in": model["dtype"],
                 "layers": read_json(Path(args.output) / "run.json")["layers"],
@@ -147,7 +147,7 @@ def _report(args, summary: dict, model: dict, cases) -> None:
 
 def show(summary: dict) -> None:
     """Print every measure, edited and unedited."""
-    from ..evaluation.compare import MEASURES, digits
+    from ..view.compare import MEASURES, digits
 
     print(f"{summary['method']}, {summary['cases']} cases{'':12}edited{'':16}unedited")
     for name, label in MEASURES.items():
@@ -172,8 +172,8 @@ def _cell(measure: dict | None, decimals: int) -> str:
 
 
 def _compare(args) -> int:
-    from ..evaluation.compare import latex, markdown, plot, read_run, terminal
-    from ..json_files import write_whole
+    from ..storage.files import write_whole
+    from ..view.compare import latex, markdown, plot, read_run, terminal
 
     for path in (args.markdown, args.latex, args.plot, args.json):
         check_file(path)

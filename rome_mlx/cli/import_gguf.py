@@ -14,7 +14,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from ..errors import RomeError
-    from ..loading import import_gguf
+    from ..models.loading import import_gguf
 
     target = Path(args.output)
     if target.exists() and (not target.is_dir() or os.listdir(target)):

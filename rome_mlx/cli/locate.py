@@ -33,8 +33,8 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     import mlx.core as mx
 
-    from ..fact_files import read_facts
-    from ..loading import describe
+    from ..models.loading import describe
+    from ..storage.fact_files import read_facts
     from ..tracing.average import average_effects
 
     facts = read_facts(args.facts)

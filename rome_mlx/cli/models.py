@@ -10,8 +10,8 @@ import textwrap
 
 from mlx_lm.utils import MODEL_REMAPPING
 
-from ..architectures import SUPPORTED, Wrapper, installed_types
-from ..refused import NO_ROW, REFUSED
+from ..models.architectures import SUPPORTED, Wrapper, installed_types
+from ..models.refused import NO_ROW, REFUSED
 
 
 def add_arguments(parser) -> None:

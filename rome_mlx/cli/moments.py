@@ -40,7 +40,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from ..moments.corpus import Corpus, check_corpus
     from ..moments.estimator import second_moments
-    from ..moments.ranks import Ranks
+    from ..storage.ranks import Ranks
 
     corpus = Corpus(args.corpus, args.config, args.split, args.column, args.shuffle)
     check_corpus(corpus)
@@ -56,7 +56,7 @@ def run(args) -> int:
 
 def tell(moments, layer: int, output) -> None:
     """What was counted, where it is, and whether it is enough."""
-    from ..moments import store
+    from ..moments import files as store
 
     moment, quality = moments[layer], moments.quality(layer)
     print(f"layer {layer}: {moment.count:,} tokens, {moment.dim} wide → "

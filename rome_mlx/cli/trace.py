@@ -83,7 +83,7 @@ def show(result) -> None:
         print(f"  {result.tokens[position]!r:>16.16}{mark} best at layer {best:>2}: "
               f"{row[best]:.3f}")
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        from ..plot import terminal_map
+        from ..view.plot import terminal_map
 
         print(terminal_map(result))
     if result.subject_range[1] - 1 in result.positions:

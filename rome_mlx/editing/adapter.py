@@ -9,9 +9,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..directories import check_writable, whole_directory
 from ..errors import RomeError
 from ..facts import EditRequest
+from ..storage.files import check_writable, whole_directory
 from .edit import Edit, LowRank
 from .hyperparameters import hyperparameters
 

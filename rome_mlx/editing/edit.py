@@ -9,12 +9,12 @@ from importlib.metadata import version
 
 import numpy as np
 
-from ..decoder import Decoder
 from ..errors import RomeError
 from ..facts import EditRequest
-from ..fingerprint import fingerprint, same
-from ..hooks import find_module
-from . import applied
+from ..models import applied
+from ..models.decoder import Decoder
+from ..models.hooks import find_module
+from ..models.identity import fingerprint, same
 
 
 @dataclass(frozen=True)

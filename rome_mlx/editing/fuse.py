@@ -9,11 +9,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import hf_repo_to_path, load_config, save
 
-from ..directories import check_writable, whole_directory
 from ..errors import RomeError
-from ..fingerprint import original_weight
-from ..hooks import find_module
-from ..loading import cast, dequantized, is_quantized
+from ..models.hooks import find_module
+from ..models.identity import original_weight
+from ..models.weights import cast, dequantized, is_quantized
+from ..storage.files import check_writable, whole_directory
 from .edit import Edit
 
 

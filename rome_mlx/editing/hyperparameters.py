@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..architectures import model_type
-from ..decoder import Decoder
 from ..errors import RomeError
-from ..loading import weight_shape
+from ..models.architectures import model_type
+from ..models.decoder import Decoder
+from ..models.weights import weight_shape
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..decoder import Decoder
-from ..hooks import hooked
-from ..tokens import encode
+from ..models.decoder import Decoder
+from ..models.hooks import hooked
+from ..models.tokens import encode
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from ..errors import RomeError
 from ..facts import EditRequest
 from .edit import Edit
+from .methods.rome import rome
 from .requests import check_requests
-from .rome import rome
 
 
 def in_sequence(model, tokenizer, requests: Iterable[EditRequest],

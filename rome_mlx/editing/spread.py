@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..decoder import Decoder
 from ..errors import RomeError
-from ..loading import describe
+from ..models.decoder import Decoder
+from ..models.loading import describe
 from ..moments.lookup import moment_matrix
 from .edit import Edit, LowRank, provenance
 from .hyperparameters import hyperparameters as resolve

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 from ..errors import RomeError
-from ..sampling import sample, start_token
-from ..tokens import encode
+from ..models.sampling import sample, start_token
+from ..models.tokens import encode
 
 #: (number of texts, length in tokens), as in the released code
 _LENGTHS = ((10, 5), (10, 10))

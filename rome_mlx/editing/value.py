@@ -16,10 +16,10 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from ..decoder import Decoder, Prefix
-from ..hooks import hooked
-from ..linux_cpu import fast_gates, fast_rotations, log_sum_exp
-from ..tokens import encode, encode_with_target
+from ..accel.linux_cpu import fast_gates, fast_rotations, log_sum_exp
+from ..models.decoder import Decoder, Prefix
+from ..models.hooks import hooked
+from ..models.tokens import encode, encode_with_target
 from .hyperparameters import ValueHyperparameters
 from .key import in_contexts
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data_files import data_path
 from ..errors import RomeError
 from ..facts import EditRequest, Fact
+from ..storage.places import data_path
 from .records import read_cases, text
 
 

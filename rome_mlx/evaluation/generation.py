@@ -17,8 +17,8 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..errors import RomeError
-from ..json_files import read_json
-from ..tokens import encode
+from ..models.tokens import encode
+from ..storage.files import read_json
 
 LENGTH, TOP_K = 100, 5
 _NGRAMS = ((2, 2 / 3), (3, 4 / 3))  # (n, weight)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..decoder import Decoder
-from ..linux_cpu import fast_gates, log_sum_exp
-from ..tokens import encode_with_target
+from ..accel.linux_cpu import fast_gates, log_sum_exp
+from ..models.decoder import Decoder
+from ..models.tokens import encode_with_target
 
 GROUPS = ("rewrite", "paraphrase", "neighborhood")
 #: what the score S is the harmonic mean of

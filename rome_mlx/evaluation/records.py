@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import RomeError
-from ..json_files import read_json
+from ..storage.files import read_json
 
 
 def read_cases(source: str | Path, parse: Callable, limit: int | None = None,

@@ -10,21 +10,21 @@ from pathlib import Path
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..decoder import Decoder
 from ..editing.hyperparameters import hyperparameters as resolve
 from ..editing.methods import ONE_BY_ONE, WITHOUT_MOMENTS, layers_up_to, templates_of
 from ..editing.methods import method as find_method
 from ..editing.requests import check_requests
 from ..editing.sequence import in_sequence
 from ..errors import RomeError
-from ..fingerprint import fingerprint
-from ..loading import describe
+from ..models.decoder import Decoder
+from ..models.identity import fingerprint
+from ..models.loading import describe
 from ..moments.lookup import ensure_moments
 from ..pipeline import own_layer, usual_layer
-from ..ranks import gathered
-from ..side_effects import drift, final_states, neutral_tokens
+from ..storage.ranks import gathered
 from . import metrics, zsre
 from .generation import References, generate, ngram_entropy
+from .side_effects import drift, final_states, neutral_tokens
 from .store import RunDirectory
 from .summary import summary_of
 from .unedited import Unedited

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..directories import check_writable
 from ..errors import RomeError
-from ..fingerprint import same
-from ..json_files import write_json
+from ..models.identity import same
+from ..storage.files import check_writable, write_json
 
 
 class RunDirectory:

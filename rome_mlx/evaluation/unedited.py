@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..data_files import cache_directory
-from ..decoder import Decoder
-from ..editing.applied import edits_of
 from ..editing.edit import versions
 from ..errors import RomeError
-from ..fingerprint import fingerprint
-from ..json_files import read_json, write_json
-from ..loading import describe
-from ..tokens import encode
+from ..models.applied import edits_of
+from ..models.decoder import Decoder
+from ..models.identity import fingerprint
+from ..models.loading import describe
+from ..models.tokens import encode
+from ..storage.files import read_json, write_json
+from ..storage.places import cache_directory
 
 
 class Unedited:

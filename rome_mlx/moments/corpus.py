@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import RomeError
-from ..sampling import sample, start_token
-from ..tokens import unwrapped
+from ..models.sampling import sample, start_token
+from ..models.tokens import unwrapped
 
 #: shorthand -> (hub data set, configuration)
 HUB = {

@@ -9,16 +9,18 @@ from pathlib import Path
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..architectures import model_type
-from ..decoder import Decoder
+from ..accel.linux_cpu import fast_attention, fast_gates
 from ..errors import RomeError
-from ..fingerprint import fingerprint
-from ..linux_cpu import fast_attention, fast_gates
-from ..loading import describe, weight_shape
-from . import enough, store
+from ..models.architectures import model_type
+from ..models.decoder import Decoder
+from ..models.identity import fingerprint
+from ..models.loading import describe
+from ..models.weights import weight_shape
+from ..storage.ranks import Ranks
+from . import files as store
+from . import quality as enough
 from .corpus import BLOCK, Corpus, check_corpus, rows
 from .keys import layer_keys
-from .ranks import Ranks
 from .second_moment import SecondMoment
 
 _CHECKPOINT_SECONDS = 40

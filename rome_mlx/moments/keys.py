@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 
-from ..decoder import Decoder
-from ..hooks import hooked
+from ..models.decoder import Decoder
+from ..models.hooks import hooked
 
 
 def layer_keys(decoder: Decoder, ids, layers: Iterable[int]) -> Iterator[tuple[int, mx.array]]:

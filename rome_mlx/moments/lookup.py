@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..decoder import Decoder
 from ..errors import RomeError
-from ..loading import describe
-from . import store
+from ..models.decoder import Decoder
+from ..models.loading import describe
+from . import files as store
 from .estimator import SecondMoment, about_layer, second_moments
 
 _SELF_TOKENS = 100_000

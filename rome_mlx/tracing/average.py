@@ -12,14 +12,13 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..decoder import Decoder
-from ..directories import check_writable
 from ..errors import RomeError
 from ..facts import Fact
-from ..fingerprint import fingerprint, same
-from ..json_files import read_json, write_json
-from ..probabilities import first_choice
-from ..ranks import gathered
+from ..models.decoder import Decoder
+from ..models.identity import fingerprint, same
+from ..models.probabilities import first_choice
+from ..storage.files import check_writable, read_json, write_json
+from ..storage.ranks import gathered
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate
 from .trace import KINDS, Trace, check_values, trace
@@ -124,7 +123,7 @@ class AverageEffects:
 
     def plot(self, path):
         """Draw AIE by layer, one panel a kind and one line a token class."""
-        from ..plot import plot_average
+        from ..view.plot import plot_average
 
         return plot_average(self, path)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..data_files import read_lines
-from ..decoder import Decoder
 from ..errors import RomeError
-from ..tokens import encode, unwrapped
+from ..models.decoder import Decoder
+from ..models.tokens import encode, unwrapped
+from ..storage.places import read_lines
 
 RULES = "s3 (times the subjects' standard deviation), 0.35, u0.35, m, t5"
 _NUMBER = r"\d+\.?\d*(?:e-?\d+)?|\.\d+"

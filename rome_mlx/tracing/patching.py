@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..decoder import Decoder
 from ..errors import RomeError
-from ..hooks import find_module, intercept
-from ..tokens import encode, first_target_id
+from ..models.decoder import Decoder
+from ..models.hooks import find_module, intercept
+from ..models.tokens import encode, first_target_id
 
 _COMPONENTS = {"output": "block", "mlp": "mlp", "self_attn": "attention"}
 MEASURES = ("probability", "logit_difference")
@@ -126,7 +126,7 @@ def _check_difference(tokenizer, clean, corrupted, good, bad, measure) -> None:
 
 
 def _plot(recovery, plot, component: str, measure: str, answer: str, text: str) -> None:
-    from ..plot import plot_recovery
+    from ..view.plot import plot_recovery
 
     path = f"patching-{component.replace('.', '-')}.png" if plot is True else plot
     what = f"P({answer})" if measure == "probability" else "logit difference"

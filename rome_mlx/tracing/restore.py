@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..decoder import Decoder
-from ..hooks import hooked
-from ..linux_cpu import fast_gates, log_sum_exp
+from ..accel.linux_cpu import fast_gates, log_sum_exp
+from ..models.decoder import Decoder
+from ..models.hooks import hooked
 from .runs import Run
 
 

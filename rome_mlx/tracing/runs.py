@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..decoder import Decoder, Prefix
-from ..hooks import hooked
+from ..models.decoder import Decoder, Prefix
+from ..models.hooks import hooked
 
 
 @dataclass

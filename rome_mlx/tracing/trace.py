@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from ..decoder import Decoder
 from ..errors import RomeError
 from ..facts import Fact
-from ..loading import weight_shape
-from ..tokens import encode
+from ..models.decoder import Decoder
+from ..models.tokens import encode
+from ..models.weights import weight_shape
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate
 from .restore import Restoration, hidden_cells, window_cells
@@ -90,7 +90,7 @@ class Trace:
 
     def plot(self, path):
         """Draw the tokens × layers map to an image file."""
-        from ..plot import plot_trace
+        from ..view.plot import plot_trace
 
         return plot_trace(self, path)
 

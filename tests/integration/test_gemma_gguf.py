@@ -9,8 +9,8 @@ import mlx_lm
 import pytest
 
 import rome_mlx as rm
-from rome_mlx.data_files import data_path
-from rome_mlx.tokens import encode
+from rome_mlx.models.tokens import encode
+from rome_mlx.storage.places import data_path
 
 REQUEST = rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 PARAPHRASE = "The Eiffel Tower stands in the centre of"

@@ -4,7 +4,7 @@ import numpy as np
 from samples import arrays
 
 import rome_mlx as rm
-from rome_mlx.probabilities import target_probabilities
+from rome_mlx.models.probabilities import target_probabilities
 
 REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
             rm.EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),

@@ -12,7 +12,7 @@ import pytest
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.probabilities import first_choice, target_probabilities
+from rome_mlx.models.probabilities import first_choice, target_probabilities
 
 REQUESTS = [rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
             rm.EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English"),

@@ -1,0 +1,44 @@
+"""EMMET: many facts by an update that holds them exactly, ROME for a batch (2403.14236)."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from ...errors import RomeError
+from ...facts import EditRequest
+from ..edit import Edit
+from ..spread import spread
+
+
+def emmet(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
+          moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
+          report: Callable[[dict], None] | None = None) -> Edit:
+    """Write many facts at once with an equality constraint for each (EMMET paper, section 4).
+
+    Arguments as for `memit`; hyperparameters: an EmmetHyperparameters, its preset's name, a
+    dictionary or None. The model is left as it was.
+    """
+    return spread("emmet", _solve, model, tokenizer, requests, layers, moments=moments,
+                  context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
+                  report=report)
+
+
+def _solve(hp, matrix, keys, earlier) -> np.ndarray:
+    return equality_update(keys, hp.moment_scale * matrix,
+                           hp.ridge if keys.shape[1] > 1 else 0.0)
+
+
+def equality_update(keys: np.ndarray, matrix: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """A (d_in, n) of Δ = R Aᵀ = R (KᵀC⁻¹K + ridge I)⁻¹ KᵀC⁻¹. Without a ridge ΔK = R, and Δ is
+    the smallest such in tr(ΔCΔᵀ) (EMMET paper, eq. 9).
+
+    keys: K (d_in, n); matrix: C (d_in, d_in); float64.
+    """
+    try:
+        solved = cho_solve(cho_factor(matrix), keys)  # C⁻¹K
+        gram = keys.T @ solved + ridge * np.eye(keys.shape[1])
+        return cho_solve(cho_factor(gram), solved.T).T
+    except (LinAlgError, ValueError) as error:
+        raise RomeError("the second moment is not positive definite, or two requests have one "
+                        "key; count more tokens, or raise the hyperparameter ridge") from error

@@ -1,0 +1,124 @@
+"""ROME: one fact by a rank-one update (ROME paper, section 3.1), and its two repairs.
+
+r-ROME (2403.07175) reads the update's key and output over the same contexts as everything else;
+p-ROME reads all of them on the bare prompt. The released ROME code mixes the two.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from ...errors import RomeError
+from ...facts import EditRequest
+from ...models.decoder import Decoder
+from ...models.loading import describe
+from ...moments.lookup import moment_matrix
+from ..edit import Edit, LowRank, provenance
+from ..hyperparameters import hyperparameters as resolve
+from ..key import in_contexts, read_keys
+from ..requests import check_request
+from ..templates import check_templates
+from ..templates import context_templates as sample_templates
+from ..value import optimize_values
+
+_BARE = ["{}"]
+
+
+def rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, moments=None,
+         context_templates=None, hyperparameters=None, seed: int = 0,
+         report: Callable[[dict], None] | None = None) -> Edit:
+    """Write one fact into one layer (ROME paper, eq. 2). The model is left as it was.
+
+    layer: by default the preset's, where the model has one; moments: as `second_moments` gives
+    them, a directory, {layer: (d_in, d_in)}, or None for stored ones; context_templates: texts
+    that end in `{}`, sampled from the model with `seed` if None; hyperparameters: None for the
+    model's preset, "published", a preset's name, a dictionary, or a Hyperparameters; report:
+    called with each step's losses.
+    Raises RomeError for anything out of range and where there are no moments.
+    """
+    return _rank_one("rome", model, tokenizer, request, layer, moments, context_templates,
+                     hyperparameters, seed, report)
+
+
+def r_rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, moments=None,
+           context_templates=None, hyperparameters=None, seed: int = 0,
+           report: Callable[[dict], None] | None = None) -> Edit:
+    """ROME with key and output averaged over all contexts in the update too (2403.07175)."""
+    return _rank_one("r-rome", model, tokenizer, request, layer, moments, context_templates,
+                     hyperparameters, seed, report)
+
+
+def p_rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, moments=None,
+           context_templates=None, hyperparameters=None, seed: int = 0,
+           report: Callable[[dict], None] | None = None) -> Edit:
+    """ROME with the key of the bare prompt everywhere (2403.07175)."""
+    return _rank_one("p-rome", model, tokenizer, request, layer, moments, context_templates,
+                     hyperparameters, seed, report)
+
+
+#: method -> (contexts of the direction's key, contexts of the update's key and output),
+#: True for all of them, False for the bare prompt
+_CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, False)}
+
+
+def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
+              report) -> Edit:
+    decoder, request = Decoder(model), check_request(request)
+    hp = resolve(given, method, decoder)
+    if layer is None and hp.layer is None:
+        raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
+    layer = decoder.check_layer(hp.layer if layer is None else layer)
+    matrix = moment_matrix(model, tokenizer, layer, moments)
+    templates = (sample_templates(model, tokenizer, seed, hp.context_lengths) if templates is None
+                 else check_templates(templates))
+
+    contexts = in_contexts(request, templates if "{}" in templates else [*_BARE, *templates])
+    readings = read_keys(decoder, tokenizer, contexts, layer)
+    bare = [i for i, (text, _) in enumerate(contexts) if text == request.text][:1]
+    everywhere = list(range(len(contexts) - len(templates), len(contexts)))
+    for_direction, for_update = (everywhere if all_contexts else bare
+                                 for all_contexts in _CONTEXTS[method])
+
+    direction = inverse_direction(matrix, readings.keys[for_direction].mean(0), hp.ridge)
+    value, = optimize_values(decoder, tokenizer, [request], templates, layer, hp, report=report)
+    right, left = rank_one_update(
+        readings.keys[for_update].mean(0), direction, value.initial + value.delta,
+        readings.outputs[for_update].mean(0))
+
+    path = decoder.path(layer, "down")
+    return Edit(
+        method=method, requests=[request], deltas={path: LowRank(left[:, None], right[None, :])},
+        layers=[layer], hyperparameters=hp, context_templates=templates, losses=value.losses,
+        seed=seed, **provenance(decoder, describe(model, tokenizer), [path]))
+
+
+def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """u = C⁻¹k / ‖C⁻¹k‖ (d_in,), by Cholesky in float64.
+
+    ridge: added to C's diagonal, as a fraction of its mean. Raises RomeError for a C that is not
+    positive definite.
+    """
+    if ridge:
+        matrix = matrix + ridge * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+    try:
+        solved = cho_solve(cho_factor(matrix), key)
+    except (LinAlgError, ValueError) as error:
+        raise RomeError("the second moment is not positive definite: it was counted on too few "
+                        "tokens; count more, or give the hyperparameter ridge, such as 1e-4"
+                        ) from error
+    return solved / np.linalg.norm(solved)
+
+
+def rank_one_update(key, direction, value, output) -> tuple[np.ndarray, np.ndarray]:
+    """(right, left) with ΔW = right leftᵀ, so that (W + ΔW) key == value where W key == output,
+    and keys orthogonal to the direction C⁻¹k* stay put (ROME paper, eq. 2).
+
+    key, direction: (d_in,); value, output: (d_out,); float64. Raises RomeError when key and
+    direction are orthogonal.
+    """
+    along = float(key @ direction)
+    if abs(along) < 1e-8 * np.linalg.norm(key):
+        raise RomeError("the subject's key is orthogonal to the update's direction; "
+                        "give other context templates or moments")
+    return (value - output) / along, direction

@@ -1,0 +1,85 @@
+"""Does the model still stand? Edits that follow one another can wreck it, all at once.
+
+What is watched: by how much each edited weight has grown, and how well the model still reads a
+short text on nothing in particular (perplexity). The limits are a choice: beyond all that was
+measured on the default model while it was well (docs/editing.md).
+"""
+
+from dataclasses import asdict, dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..models.applied import edits_of
+from ..models.decoder import Decoder
+from ..models.hooks import find_module
+from ..models.identity import original_weight
+from ..models.tokens import encode
+from ..storage.places import read_lines
+
+#: warn when a weight's norm, or the perplexity, has grown by more than this factor
+NORM_LIMIT, PERPLEXITY_LIMIT = 1.5, 1.2
+_LENGTH = 64  # tokens of a line
+
+
+@dataclass(frozen=True)
+class Health:
+    """edits: how many are applied; growth: {module path: ‖W + ΔW‖ / ‖W‖}, Frobenius; perplexity
+    on data/neutral.txt, and before the edits."""
+
+    edits: int
+    growth: dict[str, float]
+    perplexity: float
+    perplexity_before: float
+
+    def warnings(self) -> list[str]:
+        """A sentence for everything that is past its limit."""
+        told = [f"the norm of {path} has grown to {factor:.2f} times its own (limit {NORM_LIMIT})"
+                for path, factor in self.growth.items() if factor > NORM_LIMIT]
+        if not self.perplexity <= PERPLEXITY_LIMIT * self.perplexity_before:
+            told.append(f"perplexity on a neutral text rose from {self.perplexity_before:.1f} to "
+                        f"{self.perplexity:.1f} (limit {PERPLEXITY_LIMIT} times)")
+        return [f"after {self.edits} edits {one}: the model may be collapsing; take edits back, "
+                "or write them at once with memit" for one in told]
+
+    def to_json(self) -> dict:
+        return {**asdict(self), "warnings": self.warnings()}
+
+
+class Guard:
+    """Watches a model while edits are applied to it; made before them.
+
+        guard = rm.Guard(model, tokenizer)
+        for edit in rm.in_sequence(model, tokenizer, requests, rm.rome):
+            print(guard.check().warnings())
+    """
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.before = perplexity(model, tokenizer)
+
+    def check(self) -> Health:
+        """The model's state now."""
+        edits = edits_of(self.model)
+        paths = list(dict.fromkeys(path for edit in edits for path in edit.deltas))
+        return Health(len(edits), {path: self._growth(path, edits) for path in paths},
+                      perplexity(self.model, self.tokenizer), self.before)
+
+    def _growth(self, path: str, edits) -> float:
+        weight = np.array(original_weight(find_module(self.model, path)), np.float64)
+        change = sum((edit.deltas[path].a @ edit.deltas[path].b).T
+                     for edit in edits if path in edit.deltas)
+        return float(np.linalg.norm(weight + change) / np.linalg.norm(weight))
+
+
+def perplexity(model, tokenizer) -> float:
+    """exp of the mean NLL a token over the lines of data/neutral.txt, each read alone."""
+    rows = [encode(tokenizer, line).ids[:_LENGTH] for line in read_lines("neutral.txt")]
+    width, decoder = max(map(len, rows)), Decoder(model)
+    h = decoder.run(decoder.enter(decoder.embed([row + [0] * (width - len(row)) for row in rows])))
+    read = [(i, t) for i, row in enumerate(rows) for t in range(len(row) - 1)]
+    logits = decoder.logits(h[tuple(mx.array(x) for x in zip(*read, strict=True))])
+    targets = mx.array([rows[i][t + 1] for i, t in read])
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    nll = (mx.logsumexp(logits, axis=1) - chosen).astype(mx.float32)
+    return float(np.exp(np.array(nll, np.float64).mean()))

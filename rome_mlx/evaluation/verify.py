@@ -1,0 +1,123 @@
+"""Did the edit do what it should, and what else did it change?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from ..editing.edit import Edit
+from ..errors import RomeError
+from ..facts import EditRequest
+from ..models.probabilities import chat_answer, continuation, first_choice, target_probabilities
+from ..tracing.trace import Trace, trace
+from .side_effects import drift, final_states, neutral_tokens
+
+
+@dataclass(frozen=True)
+class PromptCheck:
+    """One prompt before and after: probabilities of both targets, the first choice, a greedy
+    continuation. role: rewrite, paraphrase or neighbor."""
+
+    role: str
+    prompt: str
+    target_new_before: float
+    target_new_after: float
+    target_true_before: float
+    target_true_after: float
+    first_before: str
+    first_after: str
+    continuation_before: str
+    continuation_after: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """target_true: what the unedited model said; prompts: the rewrite first; chat: question and
+    answers before and after, for an instruction-tuned model; retrace: the old answer's trace in
+    the old model and the new answer's in the edited one; norm_change: ‖ΔW‖ / ‖W‖ a
+    weight; side_effects: what changed on neutral text, see `drift`."""
+
+    target_new: str
+    target_true: str
+    prompts: list[PromptCheck]
+    chat: dict | None
+    before: Trace | None
+    after: Trace | None
+    norm_change: dict[str, float]
+    side_effects: dict[str, float] | None
+
+    @property
+    def written(self) -> bool:
+        """Whether the model now prefers the new target on the prompt."""
+        rewrite = self.prompts[0]
+        return rewrite.target_new_after > rewrite.target_true_after
+
+    def to_json(self) -> dict:
+        return {"target_true": self.target_true, "written": self.written,
+                "probabilities": [asdict(prompt) for prompt in self.prompts], "chat": self.chat,
+                "retrace": {"before": self.before and self.before.to_json(),
+                            "after": self.after and self.after.to_json()},
+                "norm_change": self.norm_change, "side_effects": self.side_effects}
+
+
+def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
+           neighbors: Sequence[str] = (), request: EditRequest | None = None,
+           question: str | None = None, retrace: bool = True, side_effects: bool = True,
+           **trace_options) -> Verification:
+    """Measure one of an edit's requests, by default the first, with and without the edit; the
+    model ends as it came.
+
+    paraphrases: other ways to ask, which should give the new target; neighbors: prompts on other
+    subjects, which should not change; question: asked under the chat template, by default the
+    prompt as a question; retrace, side_effects: whether to trace again and to see what changes on
+    neutral text; trace_options: for the re-trace, by default hidden states at the
+    subject's last token. Raises RomeError for an empty prompt.
+    """
+    for prompt in (*paraphrases, *neighbors):
+        if not prompt.strip():
+            raise RomeError("a paraphrase or neighbor is empty; give a prompt to continue")
+    request = edit.request if request is None else request
+    prompts = [("rewrite", request.text), *(("paraphrase", p) for p in paraphrases),
+               *(("neighbor", p) for p in neighbors)]
+    question = question or f"Complete the sentence: {request.text} ..."
+    neutral = neutral_tokens(model, tokenizer)
+    options = {"kind": "hidden", "token_range": "subject_last", **trace_options}
+
+    def look(true):
+        """Everything that is measured in one state of the model."""
+        texts = [prompt for _, prompt in prompts]
+        return (target_probabilities(model, tokenizer, [(p, request.target_new) for p in texts]),
+                target_probabilities(model, tokenizer, [(p, true) for p in texts]),
+                [tokenizer.decode([first_choice(model, tokenizer, p)]) for p in texts],
+                [continuation(model, tokenizer, p) for p in texts],
+                chat_answer(model, tokenizer, question),
+                final_states(model, neutral) if side_effects else None,
+                trace(model, tokenizer, request.fact, **options) if retrace else None)
+
+    with set_aside(model, edit):
+        true = request.target_true or first_choice(model, tokenizer, request.text)
+        *before, answer_before, neutral_before, trace_before = look(true)
+        with edit.applied(model):
+            *after, answer_after, neutral_after, trace_after = look(true)
+        norm_change = edit.norm_change(model)
+    true = true if isinstance(true, str) else tokenizer.decode([true])
+    checks = [PromptCheck(role, prompt, *(x for pair in zip(b, a, strict=True) for x in pair))
+              for (role, prompt), b, a in zip(prompts, zip(*before, strict=True),
+                                              zip(*after, strict=True), strict=True)]
+    chat = None if answer_before is None else {
+        "question": question, "before": answer_before, "after": answer_after}
+    moved = drift(model, neutral, neutral_before, neutral_after) if side_effects else None
+    return Verification(request.target_new, true, checks, chat, trace_before, trace_after,
+                        norm_change, moved)
+
+
+@contextmanager
+def set_aside(model, edit: Edit) -> Iterator[None]:
+    """The model with this edit set aside, if it is applied."""
+    was_applied = edit.is_applied(model)
+    if was_applied:
+        edit.revert(model)
+    try:
+        yield
+    finally:
+        if was_applied:
+            edit.apply(model, force=True)

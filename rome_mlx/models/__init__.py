@@ -1,0 +1,1 @@
+"""An mlx-lm model: loading it, its parts, its tokens, its identity."""

@@ -1,0 +1,37 @@
+"""Text sampled from the model itself, seeded and in batches."""
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..errors import RomeError
+
+
+def start_token(tokenizer) -> int:
+    """The token that texts start from: BOS, or EOS where the model has no BOS."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise RomeError("this tokenizer has neither BOS nor EOS to sample from; give a corpus")
+
+
+def sample(model, prompts: list[list[int]], length: int, *, seed: int = 0,
+           top_k: int | None = None, avoid=()) -> list[list[int]]:
+    """`length` new tokens for every prompt; prompts are of one length, temperature is 1.
+
+    top_k: sample among the k likeliest; avoid: token ids never drawn.
+    """
+    cache, key = make_prompt_cache(model), mx.random.key(seed)
+    tokens, out = mx.array(prompts), []
+    banned = mx.array(list(avoid)) if avoid else None
+    for _ in range(length):
+        logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
+        if banned is not None:
+            logits[:, banned] = -mx.inf
+        if top_k is not None:
+            floor = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
+            logits = mx.where(logits < floor, -mx.inf, logits)
+        key, draw = mx.random.split(key)
+        tokens = mx.random.categorical(logits, key=draw)[:, None]
+        mx.async_eval(tokens)
+        out.append(tokens)
+    return mx.concatenate(out, axis=1).tolist()

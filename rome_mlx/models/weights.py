@@ -1,0 +1,50 @@
+"""Weights of linear and embedding modules, quantized or not."""
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+
+def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    """Dequantize every quantized module of the model, in place, and cast floats to `dtype`."""
+    model.update_modules(tree_map(
+        lambda m: dequantized(m, dtype) if is_quantized(m) else m,
+        model.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module)))
+    model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
+
+
+def weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """A linear or embedding module's weight (out, in), dequantized and cast."""
+    if not is_quantized(module):
+        return module.weight.astype(dtype)
+    return mx.dequantize(module.weight, module.scales, module.get("biases"),
+                         group_size=module.group_size, bits=module.bits,
+                         mode=module.mode).astype(dtype)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear module, of an adapted one that of its base."""
+    while "linear" in module:
+        module = module.linear
+    out, packed = module.weight.shape
+    return out, packed * 32 // module.bits if is_quantized(module) else packed
+
+
+def dequantized(module: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
+    """The float module with a quantized module's values."""
+    full = weight(module, dtype)
+    if isinstance(module, nn.QuantizedEmbedding):
+        out = nn.Embedding(1, 1)
+    else:
+        out = nn.Linear(1, 1, bias="bias" in module)
+        if "bias" in module:
+            out.bias = module.bias.astype(dtype)
+    out.weight = full
+    return out

@@ -1,0 +1,1 @@
+"""Files written whole, where they are, and work shared between processes."""

@@ -1,0 +1,41 @@
+"""Pages for people: what an edit did, and what a benchmark measured. One HTML file each.
+
+They hold no script, fetch nothing, and follow the reader's light or dark setting. Every text that
+comes from a request, a model or a file is escaped.
+"""
+
+from pathlib import Path
+
+from ..errors import RomeError
+from ..storage.files import write_whole
+from .benchmark_page import benchmark_page
+from .edit_page import edit_page
+
+__all__ = ["benchmark_report", "edit_report"]
+
+
+def edit_report(results, path: str | Path, *, adapter: str | None = None) -> Path:
+    """Write the page of one `Result`, or of several that were written together.
+
+    adapter: the directory where the edit was saved. The maps are traced for the first result: it
+    takes as long as three traces. Raises RomeError where the file cannot be written.
+    """
+    return _write(path, lambda: edit_page(list(results), adapter))
+
+
+def benchmark_report(summary: dict, path: str | Path, *, settings: dict | None = None,
+                     cases: list[dict] = ()) -> Path:
+    """Write the page of what `evaluate` returned.
+
+    settings: what the run was made with, name -> value; cases: one dict a case, as in the run's
+    directory; those that failed are listed.
+    """
+    return _write(path, lambda: benchmark_page(summary, settings or {}, list(cases)))
+
+
+def _write(path: str | Path, make) -> Path:
+    path = Path(path)
+    if not path.absolute().parent.is_dir():  # before the maps are traced
+        raise RomeError(f"cannot write {str(path)!r}: its directory does not exist; make it first")
+    write_whole(path, make())
+    return path
