@@ -7,7 +7,7 @@ from ..errors import RomeError
 from ..storage.files import check_writable, read_json, write_json
 
 __all__ = ["add_model_arguments", "check_file", "given_hyperparameters", "layer_list",
-           "load_model", "noise_rule", "positive", "read_json", "seed", "write_json"]
+                      "load_model", "noise_rule", "positive", "read_json", "seed", "write_json"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def load_model(args):
     """(model, tokenizer) as the model's flags say. A saved edit is applied as an edit, so that
     editors know what it wrote; any other adapter is mlx-lm's."""
-    from ..editing.adapter import load_edit
+    from ..editing.saved import load_edit
     from ..models.loading import load
 
     options, edit = {}, None
@@ -88,9 +88,9 @@ def noise_rule(text: str) -> str:
 
 def given_hyperparameters(text: str | None, method: str):
     """What --hyperparameters names: nothing, a preset, or what a JSON file holds."""
-    from ..editing.hyperparameters import PRESETS
+    from ..editing.methods import METHODS
 
-    return text if text in (None, "published", *PRESETS[method]) else read_json(text)
+    return text if text in (None, "published", *METHODS[method].presets) else read_json(text)
 
 
 def check_file(path: str | None) -> None:

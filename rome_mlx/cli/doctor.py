@@ -121,9 +121,11 @@ def _model(found: dict, missing: list, args) -> None:
 
 
 def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
+    from ..editing.layer_choice import layer_to_edit, profile_decision
+    from ..editing.methods import ROME
     from ..moments import files as store
     from ..moments.estimator import about_layer
-    from ..pipeline import stored_profile
+    from ..view.layers import sentences
 
     lines, layers = [], range(len(decoder.layers))
     for layer in layers:
@@ -131,13 +133,13 @@ def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
         if path is not None:
             about = store.read_about(path)
             lines.append(f"layer {layer}: {about['count']:,} tokens of {about['corpus']}")
-    profile = stored_profile(decoder)
-    layer = profile["decisive_layer"] if profile else round(0.15 * len(layers))
+    choice = layer_to_edit(decoder, ROME)
+    layer = choice.layer
     model = f" --model {shlex.quote(args.model)}" if args.model else ""
     found["moments"] = lines or ["none yet"]
-    found["profile"] = (f"layer {layer} decides, averaged over {profile['facts_used']} facts"
-                        if profile else f"none: layer {layer}, at 15 % of the depth, where a "
-                        "fact's own trace is not clear")
+    decision = profile_decision(decoder)
+    found["layers"] = [*([] if decision else ["Decisive layer: no profile; rome-mlx locate makes "
+                                              "one."]), *sentences(decision, choice)]
     if not lines:
         missing.append(("second moments; rome-mlx edit makes them by itself, in some minutes",
                         f"rome-mlx moments --layers {layer} --corpus wikipedia --tokens 100000 "

@@ -58,30 +58,30 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from ..editing.adapter import check_destination
-    from ..editing.hyperparameters import hyperparameters
-    from ..editing.methods import ONE_BY_ONE, method
+    from ..editing.methods import find_method
     from ..editing.requests import check_requests
     from ..evaluation.collapse import Guard
     from ..models.decoder import Decoder
 
     cases = _cases(args)
-    method(args.method)
+    editor = find_method(args.method)
     check_requests(request for request, _, _ in cases)
     given = given_hyperparameters(args.hyperparameters, args.method)
-    hyperparameters(given, args.method)  # refused before the model is read
+    editor.resolve(given)  # refused before the model is read
     check_file(args.json)
     check_file(args.report)
     if args.save_path is not None:
         check_destination(args.save_path)
     model, tokenizer = load_model(args)
-    hp = hyperparameters(given, args.method, Decoder(model))
-    groups = [[case] for case in cases] if args.method in ONE_BY_ONE else [cases]
+    hp = editor.resolve(given, Decoder(model))
+    groups = [[case] for case in cases] if editor.one_by_one else [cases]
+    templates = editor.templates(model, tokenizer, args.seed, hp)  # once, of the unedited model
     guard = Guard(model, tokenizer) if len(cases) > 1 else None
     results, edits, found, started = [], [], [], time.monotonic()
     try:
         for group in groups:
             begun = time.monotonic()
-            written = _edit(model, tokenizer, group, args, hp)
+            written = _edit(model, tokenizer, group, args, given, hp, templates)
             seconds = (time.monotonic() - begun) / len(group)
             results += [{**result.to_json(), "seconds": seconds, "adapter": args.save_path}
                         for result in written]
@@ -106,14 +106,14 @@ def run(args) -> int:
     return _tell_missed(found)
 
 
-def _edit(model, tokenizer, cases, args, hp) -> list:
+def _edit(model, tokenizer, cases, args, given, hp, templates) -> list:
     from ..pipeline import locate_then_edit_all
 
     story = Story(cases[0][0], hp.v_num_grad_steps if hasattr(hp, "v_num_grad_steps")
                   else hp.steps + 1)
     found = locate_then_edit_all(
         model, tokenizer, cases, layer=args.layer, method=args.method, moments=args.moments,
-        hyperparameters=hp, seed=args.seed, progress=story.tell)
+        hyperparameters=given, context_templates=templates, seed=args.seed, progress=story.tell)
     for result in found:
         story.end(result)
     return found

@@ -7,8 +7,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import RomeError
 from .common import check_file, write_json
 
@@ -47,8 +45,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..editing.adapter import check_destination, load_edit
+    from ..editing.adapter import check_destination
     from ..editing.fuse import check_new
+    from ..editing.saved import load_edit
 
     edits = [load_edit(directory) for directory in args.edits]
     check_file(getattr(args, "json", None))
@@ -61,13 +60,15 @@ _MOST = 10  # facts and weights of an edit that are printed
 
 
 def _show(args, edits) -> int:
+    from ..editing.lowrank import norm
+
     rows = []
     print(f"{'edit':<46}{'rank':>6}{'change':>9}{'P before → after':>19}")
     for directory, edit in zip(args.edits, edits, strict=True):
         facts = [(request, *p) for request, p in
                  zip(edit.requests, _probabilities(edit), strict=True)]
-        modules = {path: {"rank": delta.rank, "norm": _norm(delta),
-                          "norm_change": _norm(delta) / edit.fingerprints[path][2]}
+        modules = {path: {"rank": delta.rank, "norm": norm(delta),
+                          "norm_change": norm(delta) / edit.fingerprints[path][2]}
                    for path, delta in edit.deltas.items()}
         print(f"\n{_fit(directory, 80)}\n{_fit('  ' + _origin(edit), 80)}")
         _rows("facts", [f"{_fit(_said(request), 63):<63}"
@@ -107,11 +108,6 @@ def _fit(text: str, width: int) -> str:
     text = "".join(c if c.isprintable() else "�" for c in text)
     half = width // 2
     return text if len(text) <= width else text[:half - 1] + "…" + text[half - width:]
-
-
-def _norm(delta) -> float:
-    """‖ΔW‖, Frobenius."""
-    return float(np.sqrt(max(0.0, np.sum((delta.a.T @ delta.a) * (delta.b @ delta.b.T)))))
 
 
 def _probabilities(edit) -> list[tuple[float | None, float | None]]:

@@ -59,8 +59,8 @@ def _add_run_arguments(parser) -> None:
     parser.add_argument("--method", default="rome",
                         help="an editing method, or none for the unedited model (default rome)")
     parser.add_argument("--layer", type=layer_choice, default="auto",
-                        help="a number, or auto (default): the method's preset's for this "
-                             "model, or the one that decides in it")
+                        help="a number, or auto (default): what calibration or a preset says of "
+                             "this model, else the layer that decides in it, else by depth")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE")
     parser.add_argument("--moments", metavar="DIR",
                         help="as rome-mlx moments wrote them (default: shipped or cached)")
@@ -90,20 +90,21 @@ def run(args) -> int:
 
 
 def _run(args) -> int:
-    from ..editing.hyperparameters import hyperparameters
-    from ..editing.methods import method
+    from ..editing.layer_choice import LayerChoice, profile_decision
+    from ..editing.methods import find_method
     from ..errors import RomeError
     from ..evaluation.counterfact import read_counterfact
     from ..evaluation.generation import References
     from ..evaluation.run import evaluate
     from ..evaluation.zsre import read_zsre
+    from ..models.decoder import Decoder
     from ..models.loading import describe
 
     given = None
     if args.method != "none":
-        method(args.method)
+        editor = find_method(args.method)
         given = given_hyperparameters(args.hyperparameters, args.method)
-        hyperparameters(given, args.method)  # refused before the model is read
+        editor.resolve(given)  # refused before the model is read
     name, _, relation = (args.where or "relation=").partition("=")
     if name != "relation" or (args.where and not relation):
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
@@ -119,6 +120,8 @@ def _run(args) -> int:
     check_file(args.report)
     import mlx.core as mx
 
+    from ..view.layers import layers_told
+
     model, tokenizer = load_model(args)
     summary = evaluate(
         model, tokenizer, cases, output=args.output, layer=args.layer, method=args.method,
@@ -126,6 +129,7 @@ def _run(args) -> int:
         batch=args.batch, generations=args.generations, references=references,
         progress=sys.stderr.isatty())
     if mx.distributed.init().rank() == 0:
+        print(layers_told(profile_decision(Decoder(model)), LayerChoice(**summary["layer_choice"])))
         show(summary)
         write_json(args.json, summary | ({} if skipped is None else {"skipped": skipped}))
         if args.report is not None:

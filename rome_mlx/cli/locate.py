@@ -33,6 +33,9 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     import mlx.core as mx
 
+    from ..editing.layer_choice import keep_profile, layer_to_edit
+    from ..editing.methods import ROME
+    from ..models.decoder import Decoder
     from ..models.loading import describe
     from ..storage.fact_files import read_facts
     from ..tracing.average import average_effects
@@ -49,16 +52,22 @@ def run(args) -> int:
         token_range=args.token_range, output=args.output, progress=sys.stderr.isatty(),
         subjects=subjects if len(subjects) >= _CALIBRATION else None)
     if mx.distributed.init().rank() == 0:
-        show(effects)
+        kept = keep_profile(effects)
+        choice = layer_to_edit(Decoder(model), ROME)
+        show(effects, choice)
+        if kept:
+            print("Kept as this model's profile, for where nothing else names a layer.")
         write_json(args.json, {"model": describe(model, tokenizer)["type"],
-                               "command": _command(args), **effects.to_json()})
+                               "command": _command(args), **effects.to_json(),
+                               "layer_choice": choice.to_json()})
         if args.plot:
             effects.plot(args.plot)
     return 0
 
 
-def show(effects) -> None:
-    """Print the averages: the total effect, each kind's peak and thirds, the decisive layer."""
+def show(effects, choice=None) -> None:
+    """Print the averages: the total effect, each kind's peak and thirds, the decisive layer, and
+    the layer to edit."""
     low, high = effects.ate.ci95
     print(f"{effects.facts_used} facts used, {len(effects.skipped)} skipped, which the model does "
           f"not know;\naverage total effect {effects.ate.mean:.3f} [{low:.3f}, {high:.3f}]")
@@ -69,9 +78,9 @@ def show(effects) -> None:
         thirds = "  ".join(f"{value:.3f}" for value in effects.thirds(kind).values())
         print(f"  {kind:<8} layer {best:>2}: {effect.mean[best]:.3f} "
               f"[{effect.ci95[best, 0]:.3f}, {effect.ci95[best, 1]:.3f}]   {thirds}")
-    decision = effects.decision
-    print(f"decisive layer {decision.layer}{'' if decision.clear else ' (not clear)'}: "
-          f"{decision.reason}\n  (smoothed; windows that hold layer 0 have no say)")
+    from ..view.layers import layers_told
+
+    print(layers_told(effects.decision, choice))
 
 
 def _kinds(text: str) -> tuple[str, ...]:

@@ -51,8 +51,12 @@ def noise_seed(args) -> int:
 
 
 def run(args) -> int:
+    from ..editing.layer_choice import layer_to_edit
+    from ..editing.methods import ROME
     from ..facts import Fact
+    from ..models.decoder import Decoder
     from ..tracing.trace import check_values, trace
+    from ..view.layers import layers_told
 
     fact = Fact(args.prompt, args.subject)
     check_values(args.kind, args.samples, args.window, args.severed)
@@ -63,8 +67,10 @@ def run(args) -> int:
                    noise=args.noise, window=args.window, severed=args.severed,
                    token_range=args.token_range, replace=args.replace,
                    noise_seed=noise_seed(args))
+    choice = layer_to_edit(Decoder(model), ROME, traces=[result])
     show(result)
-    write_json(args.json, result.to_json())
+    print(layers_told(result.decision, choice))
+    write_json(args.json, result.to_json() | {"layer_choice": choice.to_json()})
     if args.plot:
         result.plot(args.plot)
     return 0
@@ -86,6 +92,3 @@ def show(result) -> None:
         from ..view.plot import terminal_map
 
         print(terminal_map(result))
-    if result.subject_range[1] - 1 in result.positions:
-        decision = result.decision
-        print(f"  decisive layer {decision.layer}: {decision.reason}")

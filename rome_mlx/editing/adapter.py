@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -11,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import RomeError
 from ..facts import EditRequest
+from ..models.identity import Identity
 from ..storage.files import check_writable, whole_directory
-from .edit import Edit, LowRank
-from .hyperparameters import hyperparameters
+from .lowrank import LowRank
 
 _FORMAT = "rome-mlx edit 1"
 _FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors")
@@ -31,7 +34,7 @@ def check_destination(directory: str | Path) -> Path:
     return path
 
 
-def save_edit(edit: Edit, directory: str | Path) -> None:
+def save_edit(edit, directory: str | Path) -> None:
     """Write the directory that `mlx_lm.generate --adapter-path` and `load_edit` read.
 
     All or nothing: it is written beside its place and moved there. An earlier edit is replaced.
@@ -50,10 +53,11 @@ def save_edit(edit: Edit, directory: str | Path) -> None:
                       str(new / "keys.safetensors"))
 
 
-def load_edit(directory: str | Path) -> Edit:
-    """Read a saved edit. Raises RomeError, naming the file, for anything that is not one.
+def read_edit(directory: str | Path) -> dict[str, Any]:
+    """The fields of the Edit that a directory holds, its hyperparameters as a plain dict.
 
-    Only the directory's own files are read, no links; nothing in them is run.
+    Only the directory's own files are read, no links; nothing in them is run. Raises RomeError,
+    naming the file, for anything that is not a whole saved edit.
     """
     path = Path(directory)
     if not path.is_dir():
@@ -63,18 +67,23 @@ def load_edit(directory: str | Path) -> Edit:
             raise RomeError(f"{path / name} is a symbolic link, which may lead anywhere; copy the "
                             "edit with its contents (cp -rL) and give the copy")
     about, config = _read_json(path / "edit.json"), _read_json(path / "adapter_config.json")
-    try:
+    with whole(path):
         _check_description(about, config)
         tensors = load_file(str(path / "adapters.safetensors"))
-        return Edit(
-            method=about["method"],
-            requests=[EditRequest(**request) for request in about["requests"]],
-            deltas={name: _delta(tensors, name, rank, about["fingerprints"][name])
-                    for name, rank in about["ranks"].items()},
-            hyperparameters=(hyperparameters(about["hyperparameters"], about["method"])
-                             if about["hyperparameters"] else None),
-            keys=_keys(path, about.get("keys", ())),
-            **{name: about[name] for name in _PLAIN})
+        return {
+            "method": about["method"], "hyperparameters": about["hyperparameters"],
+            "requests": [EditRequest(**request) for request in about["requests"]],
+            "deltas": {name: _delta(tensors, name, rank, about["fingerprints"][name])
+                       for name, rank in about["ranks"].items()},
+            "keys": _keys(path, about.get("keys", ())), "moments": _moments(about),
+            **{name: about[name] for name in _PLAIN}}
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Say that a saved edit is damaged, and how, where reading it fails."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
         reason = (error if isinstance(error, RomeError)
                   else f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -103,22 +112,31 @@ def _check_description(about: dict, config: dict) -> None:
     path = about["model"].get("path")
     if path is not None and (not isinstance(path, str) or ".." in Path(path).parts):
         raise ValueError(f"edit.json names the model {path!r}")
+    if (identity := about["model"].get("identity")) is not None:
+        Identity.from_json(identity)
     adapter = config["lora_parameters"]
     if adapter["scale"] != 1.0 or set(adapter["keys"]) != set(about["ranks"]):
         raise ValueError("adapter_config.json is of another edit")
 
 
-def _about(edit: Edit) -> dict:
+def _moments(about: dict) -> dict | None:
+    """{layer: {"corpus", "tokens", "sha256"}}, None where the edit says nothing of a C."""
+    found = about.get("moments")
+    return None if found is None else {int(layer): dict(one) for layer, one in found.items()}
+
+
+def _about(edit) -> dict:
     return {"format": _FORMAT, "method": edit.method,
             "request": dataclasses.asdict(edit.request),
             "requests": [dataclasses.asdict(r) for r in edit.requests],
             "ranks": {path: d.rank for path, d in edit.deltas.items()},
             "hyperparameters": (dataclasses.asdict(edit.hyperparameters)
                                 if edit.hyperparameters else None),
-            "keys": sorted(edit.keys), **{name: getattr(edit, name) for name in _PLAIN}}
+            "keys": sorted(edit.keys), "moments": edit.moments,
+            **{name: getattr(edit, name) for name in _PLAIN}}
 
 
-def _tensors(edit: Edit, rank: int) -> dict[str, np.ndarray]:
+def _tensors(edit, rank: int) -> dict[str, np.ndarray]:
     """lora_a (in, rank) and lora_b (rank, out) float32, padded with zeros: mlx-lm has one rank."""
     tensors = {}
     for path, delta in edit.deltas.items():

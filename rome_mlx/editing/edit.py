@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from importlib.metadata import version
 
 import numpy as np
@@ -12,46 +14,22 @@ import numpy as np
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models import applied
-from ..models.decoder import Decoder
 from ..models.hooks import find_module
-from ..models.identity import fingerprint, same
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """a (d_in, r), b (r, d_out), float64: W += (a @ b).T"""
-
-    a: np.ndarray = field(repr=False)
-    b: np.ndarray = field(repr=False)
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[1]
-
-    def __add__(self, other: LowRank) -> LowRank:
-        return LowRank(np.concatenate([self.a, other.a], 1),
-                       np.concatenate([self.b, other.b], 0)).compact()
-
-    def compact(self) -> LowRank:
-        """The same change with a rank of at most the weight's smaller side."""
-        into, out = self.a.shape[0], self.b.shape[1]
-        return dense(self.a @ self.b) if self.rank > min(into, out) else self
-
-
-def dense(change: np.ndarray) -> LowRank:
-    """A full change (d_in, d_out), W += changeᵀ, as a LowRank of full rank, exactly."""
-    into, out = change.shape
-    return LowRank(change, np.eye(out)) if out <= into else LowRank(np.eye(into), change)
+from ..models.identity import Identity, fingerprint, same
+from ..models.loading import describe
+from .adapter import save_edit
+from .lowrank import LowRank, norm
 
 
 @dataclass(eq=False)
 class Edit:
     """What one call of an editor found. The model is not changed until `apply`.
 
-    deltas: {module path: LowRank}; requests: what was written; layers; losses: one dict a step;
-    fingerprints: {module path: of the original weight}; model: {"path", "type", "dtype"};
-    numbers: what `verify` measured, kept when the edit is saved; keys: {module path: (d_in, n)},
-    where MEMIT, EMMET and AlphaEdit wrote, float64.
+    deltas: {module path: LowRank}; requests: what was written; layers; losses: one dict per step;
+    fingerprints: {module path: of the original weight}; model: {"path", "type", "dtype",
+    "identity"}; moments: {layer: {"corpus", "tokens", "sha256"}} of the C that was used, None for
+    methods without; numbers: what `verify` measured, kept when the edit is saved; keys:
+    {module path: (d_in, n)}, where MEMIT, EMMET and AlphaEdit wrote, float64.
     """
 
     method: str
@@ -64,9 +42,20 @@ class Edit:
     seed: int = 0
     fingerprints: dict[str, list[float]] = field(default_factory=dict, repr=False)
     model: dict = field(default_factory=dict)
+    moments: dict | None = field(default=None, repr=False)
     versions: dict = field(default_factory=dict, repr=False)
     numbers: dict = field(default_factory=dict, repr=False)
     keys: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of what it does, in float32: the same for a saved edit and its loaded copy."""
+        digest = hashlib.sha256()
+        for path, delta in sorted(self.deltas.items()):
+            digest.update(path.encode())
+            for part in (delta.a, delta.b):
+                digest.update(np.ascontiguousarray(part, np.float32).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def request(self) -> EditRequest:
@@ -104,14 +93,15 @@ class Edit:
 
     def revert(self, model) -> None:
         """Take the edit back. With all edits reverted, every array is the one before."""
-        for path in self.deltas:
-            if not applied.contains(model, path, self):
-                raise RomeError("this edit is not applied to this model; nothing to revert")
-        for path in self.deltas:
-            applied.remove(model, path, self)
+        there = {path: applied.applied_copy(model, path, self) for path in self.deltas}
+        if None in there.values():
+            raise RomeError("this edit is not applied to this model; nothing to revert")
+        for path, edit in there.items():
+            applied.remove(model, path, edit)
 
     def is_applied(self, model) -> bool:
-        return all(applied.contains(model, path, self) for path in self.deltas)
+        """Whether it, or a copy of it such as the saved one loaded again, is on the model."""
+        return all(applied.applied_copy(model, path, self) for path in self.deltas)
 
     @contextmanager
     def applied(self, model, *, force: bool = False):
@@ -130,7 +120,7 @@ class Edit:
             except RomeError as error:
                 raise RomeError(f"the edit is of another model ({self.model.get('path')}): "
                                 f"{error}") from error
-            if applied.contains(model, path, self):
+            if applied.applied_copy(model, path, self) is not None:
                 raise RomeError(f"this edit is applied to {path} already; revert it first")
             wanted = (delta.b.shape[1], delta.a.shape[0])
             if shape != wanted:
@@ -142,23 +132,28 @@ class Edit:
                 raise RomeError(f"the weight of {path} is not the one this edit was computed for "
                                 f"({self.model.get('path')}); load that model, or pass "
                                 "force=True")
+        computed = self.model.get("identity")
+        if not force and computed and not Identity.from_json(computed).same_base(
+                Identity.of(model)):
+            raise RomeError(f"the edit was computed for {self.model.get('path')}, and although the "
+                            "weight that it changes is the same here, others of this model are "
+                            "not; load that model, or pass force=True")
 
     def norm_change(self, model) -> dict[str, float]:
         """{module path: ‖ΔW‖ / ‖W‖}, Frobenius, W the original weight."""
-        return {path: float(np.sqrt(np.sum((d.a.T @ d.a) * (d.b @ d.b.T))))
-                / fingerprint(find_module(model, path))[2] for path, d in self.deltas.items()}
+        return {path: norm(delta) / fingerprint(find_module(model, path))[2]
+                for path, delta in self.deltas.items()}
 
     def save(self, directory) -> None:
         """Save as an mlx-lm adapter, with edit.json. Raises RomeError if something is there."""
-        from .adapter import save_edit
-
         save_edit(self, directory)
 
 
-def provenance(decoder: Decoder, model: dict, paths) -> dict:
+def provenance(model, tokenizer, paths) -> dict:
     """The fields of an Edit that say what it was computed on."""
-    return {"model": model, "versions": versions(),
-            "fingerprints": {p: fingerprint(find_module(decoder.model, p)) for p in paths}}
+    about = {**describe(model, tokenizer), "identity": Identity.of(model).to_json()}
+    return {"model": about, "versions": versions(),
+            "fingerprints": {path: fingerprint(find_module(model, path)) for path in paths}}
 
 
 def versions() -> dict[str, str]:
@@ -191,4 +186,14 @@ def stack(edits) -> Edit:
                    "hyperparameters": edits[0].hyperparameters if alike else None, "keys": keys,
                    "requests": [r for edit in edits for r in edit.requests], "deltas": deltas,
                    "layers": sorted({layer for edit in edits for layer in edit.layers}),
-                   "losses": [], "numbers": {}, "fingerprints": fingerprints})
+                   "losses": [], "numbers": {}, "fingerprints": fingerprints,
+                   "moments": _merged([edit.moments for edit in edits])})
+
+
+def _merged(moments: list[dict | None]) -> dict | None:
+    """What several edits say of the C that they used, by layer, where they say the same."""
+    found: dict = {}
+    for layer, about in (pair for one in moments for pair in (one or {}).items()):
+        if found.setdefault(layer, about) != about:
+            found[layer] = {"corpus": "several", "tokens": None, "sha256": None}
+    return found or None

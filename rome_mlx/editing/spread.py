@@ -10,11 +10,12 @@ import numpy as np
 
 from ..errors import RomeError
 from ..models.decoder import Decoder
-from ..models.loading import describe
 from ..moments.lookup import moment_matrix
-from .edit import Edit, LowRank, provenance
-from .hyperparameters import hyperparameters as resolve
+from .edit import Edit, provenance
+from .hyperparameters import depth_layer
 from .key import in_contexts, read_keys, read_states
+from .lowrank import LowRank
+from .method import Method
 from .requests import check_requests
 from .templates import check_templates, memit_templates
 from .value import mean_losses, optimize_values
@@ -26,7 +27,7 @@ _TEXTS = 512  # rows run at once
 Solve = Callable[[object, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *, moments=None,
+def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None, *, moments=None,
            context_templates=None, hyperparameters=None, seed: int = 0,
            report: Callable[[dict], None] | None = None, earlier: Sequence[Edit] = ()) -> Edit:
     """Write requests into layers, R = (z - h_L) / (layers left) at each (MEMIT paper, eq. 20).
@@ -35,14 +36,16 @@ def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *
     `solve` is to protect. The rest as `memit`.
     """
     decoder, requests = Decoder(model), check_requests(requests)
-    hp = resolve(hyperparameters, method, decoder)
-    layers = check_layers(decoder, hp.layers if layers is None else layers)
+    hp = method.resolve(hyperparameters, decoder)
+    if layers is None:
+        layers = hp.layers or method.layers_up_to(depth_layer(decoder), hp)
+    layers = check_layers(decoder, layers)
     if decoder.architecture.mlp_norm:
-        raise RomeError(f"{method} needs the MLP's output to be added as it is, and this model "
-                        "norms it first; use rome, r-rome or p-rome")
+        raise RomeError(f"{method.name} needs the MLP's output to be added as it is, and this "
+                        "model norms it first; use rome, r-rome or p-rome")
     for layer in layers:  # what is missing is missing before any work
         moment_matrix(model, tokenizer, layer, moments)
-    templates = (memit_templates(model, tokenizer, seed) if context_templates is None
+    templates = (sampled_templates(model, tokenizer, seed, hp) if context_templates is None
                  else check_templates(context_templates))
     values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, "block",
                              report)
@@ -57,7 +60,7 @@ def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *
             residual = (goal - state) / (len(layers) - i) / decoder.residual  # Rᵀ, (n, dim)
             matrix = moment_matrix(model, tokenizer, layer, moments)
             update = solve(hp, matrix, keys[path], _earlier_keys(earlier, path, keys[path]))
-            found.append(Edit(method, requests, {path: LowRank(update, residual).compact()},
+            found.append(Edit(method.name, requests, {path: LowRank(update, residual).compact()},
                               [layer]))
             found[-1].apply(model)
     finally:
@@ -66,9 +69,14 @@ def spread(method: str, solve: Solve, model, tokenizer, requests, layers=None, *
                 edit.revert(model)
     deltas = {path: delta for edit in found for path, delta in edit.deltas.items()}
     return Edit(
-        method=method, requests=requests, deltas=deltas, layers=layers, hyperparameters=hp,
+        method=method.name, requests=requests, deltas=deltas, layers=layers, hyperparameters=hp,
         context_templates=templates, losses=mean_losses(values), seed=seed, keys=keys,
-        **provenance(decoder, describe(model, tokenizer), deltas))
+        **provenance(model, tokenizer, deltas))
+
+
+def sampled_templates(model, tokenizer, seed: int, hp) -> list[str]:
+    """The context templates of these methods: MEMIT's."""
+    return memit_templates(model, tokenizer, seed)
 
 
 def check_layers(decoder: Decoder, layers) -> list[int]:

@@ -1,31 +1,24 @@
 """Run a benchmark: one JSON file a case, each written whole, so that a run can be killed."""
 
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-import mlx.core as mx
-from tqdm import tqdm
-
-from ..editing.hyperparameters import hyperparameters as resolve
-from ..editing.methods import ONE_BY_ONE, WITHOUT_MOMENTS, layers_up_to, templates_of
-from ..editing.methods import method as find_method
+from ..editing.layer_choice import LayerChoice, layer_to_edit
+from ..editing.methods import ROME, find_method
 from ..editing.requests import check_requests
 from ..editing.sequence import in_sequence
 from ..errors import RomeError
 from ..models.decoder import Decoder
-from ..models.identity import fingerprint
+from ..models.identity import Identity
 from ..models.loading import describe
 from ..moments.lookup import ensure_moments
-from ..pipeline import own_layer, usual_layer
-from ..storage.ranks import gathered
+from ..storage.run import Item, Run
 from . import metrics, zsre
 from .generation import References, generate, ngram_entropy
 from .side_effects import drift, final_states, neutral_tokens
-from .store import RunDirectory
 from .summary import summary_of
 from .unedited import Unedited
 
@@ -36,57 +29,56 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
              references: References | None = None, progress: bool = False) -> dict:
     """Edit, measure and take back every case; returns the summary, also in output/summary.json.
 
-    Cases that have a file in `output` are not computed again. cases: of `read_counterfact` or
-    `read_zsre`; method "none" measures the unedited model only; layer: "auto" for where the
-    method's preset for this model ends, else the model's usual one; sequential: edits that follow
-    one another before their cases are measured; batch: cases written by one edit; generations: how
-    many cases, from the first, have free text measured (GE, and RS where there are `references`).
-    Under `mlx.launch` the ranks share the cases out, with the same result as one.
-    Raises RomeError when `output` holds a run with other settings.
+    Cases that have a file in `output` are not computed again. Under `mlx.launch` the ranks share
+    the cases out, with the same result as one.
+
+    Args:
+        cases: of `read_counterfact` or `read_zsre`.
+        method: a name; "none" measures the unedited model only.
+        layer: "auto", by `layer_to_edit` without traces, or a number.
+        sequential: edits that follow one another before their cases are measured.
+        batch: cases written by one edit.
+        generations: how many cases, from the first, have free text measured (GE, and RS where
+            there are `references`).
+
+    Raises RomeError when `output` holds a run of another model or with other settings.
     """
     started, together = time.monotonic(), max(sequential, batch)
-    groups = [cases[i: i + together] for i in range(0, len(cases), together)]
     editing = Editing(model, tokenizer, method, layer, hyperparameters, moments, templates, seed,
                       batch, progress)
-    for group in groups:
-        check_requests(case.request for case in group)
+    for i in range(0, len(cases), together):
+        check_requests(case.request for case in cases[i: i + together])
     measuring = Measuring(model, tokenizer, cases, generations, references, seed)
-    ranks = mx.distributed.init()
-    directory = RunDirectory(output, {
+    run = Run(output, {
         **editing.settings, "sequential": sequential, "batch": batch, "generations": generations,
         "references": references and str(references.directory),
-        "model": describe(model, tokenizer)}, ranks)
-    mine = {}
-    for number in tqdm(range(ranks.rank(), len(groups), ranks.size()), file=sys.stderr,
-                       disable=not progress or ranks.rank() > 0,
-                       unit="case" if together == 1 else "group"):
-        mine[number] = _group(groups[number], editing, measuring, directory)
-    found = gathered(ranks, mine)
-    results = [result for number in range(len(groups)) for result in found[number]]
-    summary = summary_of(results, {"method": method, "model": describe(model, tokenizer)},
-                         measuring.benchmark)
-    if ranks.rank() == 0:
-        directory.finish(cases, results, summary)
+        "model": describe(model, tokenizer)}, Identity.of(model))
+    benchmark, ids = measuring.benchmark, [case.case_id for case in cases]
+    items = [Item(f"case_{case.case_id}", {
+        "case_id": case.case_id, "group": ids[i // together * together:][:together],
+        "request": asdict(case.request)}) for i, case in enumerate(cases)]
+    results = run.map(
+        items, lambda group, todo: _measured(cases, group, todo, editing, measuring),
+        together=together, progress=progress, unit="case" if together == 1 else "group",
+        check=lambda result: benchmark.case_measures(result["post"], result["pre"]))
+    summary = {**summary_of(results, {"method": method, "model": describe(model, tokenizer)},
+                            benchmark), "layer_choice": editing.choice.to_json()}
+    run.finish(summary)
     return {**summary, "seconds": time.monotonic() - started}
 
 
-def _group(cases, editing: "Editing", measuring: "Measuring", directory: RunDirectory) -> list:
-    """The results of cases that are edited together, those that have no file computed."""
-    ids = [case.case_id for case in cases]
-    results = [directory.read(case, ids, measuring.benchmark.case_measures) for case in cases]
-    todo = [i for i, result in enumerate(results) if result is None]
-    if not todo:
-        return results
+def _measured(cases, group: list[int], todo: list[int], editing: "Editing",
+              measuring: "Measuring") -> dict[int, dict]:
+    """What is measured of the cases `todo`, with all cases of the group written."""
     before = {i: measuring.before(cases[i]) for i in todo}
     neutral = editing.editor and measuring.neutral  # read before the model is edited
-    with editing.edited([case.request for case in cases]):
+    found = {}
+    with editing.edited([cases[i].request for i in group]):
         moved = neutral and {"kl_drift": measuring.kl(neutral)}
         for i in todo:
             after = measuring.now(cases[i]) | moved if moved else before[i]
-            results[i] = {"case_id": ids[i], "group": ids, "request": asdict(cases[i].request),
-                          "pre": before[i], "post": after}
-            directory.write(cases[i], results[i])
-    return results
+            found[i] = {"pre": before[i], "post": after}
+    return found
 
 
 class Editing:
@@ -96,31 +88,25 @@ class Editing:
                  batch, progress):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         self.editor = None if method == "none" else find_method(method)
-        decoder = Decoder(model)
-        if batch > 1 and method in ONE_BY_ONE:
+        decoder, editor = Decoder(model), self.editor or ROME
+        if batch > 1 and editor.one_by_one:
             raise RomeError(f"{method} writes one request at a time; use --sequential, or memit, "
                             "emmet or alphaedit")
-        hp = None
+        hp = self.editor and editor.resolve(hyperparameters, decoder)
+        self.choice: LayerChoice = layer_to_edit(
+            decoder, editor, layer=layer, hyperparameters=self.editor and hyperparameters)
+        self.where = editor.layers_up_to(self.choice.layer, hp)
         if self.editor is not None:
-            hp = resolve(hyperparameters, method, decoder)
-            if layer == "auto":
-                layer = own_layer(decoder, hyperparameters, hp)
-        if layer in ("auto", None):
-            layer = usual_layer(decoder)
-        self.where = decoder.check_layer(layer)
-        if self.editor is not None:
-            self.where = layers_up_to(method, layer, hp)
-            if method not in WITHOUT_MOMENTS:
+            if editor.needs_moments:
                 layers = [self.where] if isinstance(self.where, int) else self.where
                 moments = ensure_moments(model, tokenizer, layers, moments, seed=seed,
                                          progress=progress)
-            templates = templates or templates_of(method, model, tokenizer, seed, hp)
+            templates = templates or editor.templates(model, tokenizer, seed, hp)
         self.options = {"moments": moments, "seed": seed, "hyperparameters": hp,
                         "context_templates": templates}
         self.settings = {
             "method": method, "layers": self.where, "seed": seed, "context_templates": templates,
-            "hyperparameters": hp and asdict(hp), "moments": _label(moments),
-            "fingerprint": fingerprint(decoder.module(decoder.dense_layers[0], "down"))}
+            "hyperparameters": hp and asdict(hp), "moments": _label(moments)}
 
     @contextmanager
     def edited(self, requests):
@@ -128,7 +114,7 @@ class Editing:
         if self.editor is None:
             yield
             return
-        steps = in_sequence(self.model, self.tokenizer, requests, self.editor, self.where,
+        steps = in_sequence(self.model, self.tokenizer, requests, self.editor.write, self.where,
                             batch=self.batch, **self.options)
         try:
             for _ in range(-(-len(check_requests(requests)) // self.batch)):

@@ -8,47 +8,34 @@ import mlx.core as mx
 
 from ..editing.edit import versions
 from ..errors import RomeError
-from ..models.applied import edits_of
-from ..models.decoder import Decoder
-from ..models.identity import fingerprint
+from ..models.identity import Identity
 from ..models.loading import describe
 from ..models.tokens import encode
-from ..storage.files import read_json, write_json
 from ..storage.places import cache_directory
+from ..storage.run import Item, Run
 
 
 class Unedited:
-    """Values of one model in ROME_MLX_CACHE/unedited, one small JSON file each.
+    """Values of one model in ROME_MLX_CACHE/unedited, a run's directory for each model, number
+    format, device and version, one small JSON file per value.
 
-    They are found by the model's path, type and number format, the fingerprints of all its MLPs,
-    the device, the versions and what was asked. A model with adapters or applied edits is not
-    looked up: its values are computed for each run.
+    "Unedited" is the model as it is when this is made, with its adapters and applied edits.
     """
 
     def __init__(self, model, tokenizer):
-        decoder = Decoder(model)
-        adapted = any("linear" in module for _, module in model.named_modules())
-        self.plain = not adapted and not edits_of(model)
-        self.directory = cache_directory() / "unedited"
-        self.tokenizer = tokenizer
-        self.model = {**describe(model, tokenizer), "versions": versions(),
-                      "device": str(mx.default_device()), "weights": [
-            [f"{x:.4g}" for x in fingerprint(decoder.module(i, "down"))]
-            for i in decoder.dense_layers]}
+        self.tokenizer, identity = tokenizer, Identity.of(model)
+        settings = {**describe(model, tokenizer), "versions": versions(),
+                    "device": str(mx.default_device())}
+        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+        directory = cache_directory() / "unedited" / f"{identity.digest}-{name}"
+        try:
+            self.run = Run(directory, settings, identity)
+        except RomeError:  # a cache that cannot be used is no reason to fail
+            self.run = Run(None, settings)
 
     def get(self, what: str, about: dict, text: str, compute: Callable):
         """compute(), or what it gave before; about: all that its value depends on beside the
         model; text: one whose tokens stand for the tokenizer."""
-        if not self.plain:
-            return compute()
-        key = json.dumps([what, about, encode(self.tokenizer, text).ids, self.model])
-        path = self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        if path.exists():
-            try:
-                return read_json(path)
-            except RomeError:
-                path.unlink(missing_ok=True)
-        value = compute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
-        return value
+        about = {"what": what, **about, "ids": encode(self.tokenizer, text).ids}
+        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        return self.run.one(Item(name, {"about": about}), lambda: {"value": compute()})["value"]

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from ..editing.edit import Edit
 from ..errors import RomeError
 from ..facts import EditRequest
+from ..models.decoder import Decoder
 from ..models.probabilities import chat_answer, continuation, first_choice, target_probabilities
+from ..tracing.decision import scaled_window
 from ..tracing.trace import Trace, trace
 from .side_effects import drift, final_states, neutral_tokens
 
@@ -62,15 +64,16 @@ class Verification:
 def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
            neighbors: Sequence[str] = (), request: EditRequest | None = None,
            question: str | None = None, retrace: bool = True, side_effects: bool = True,
-           **trace_options) -> Verification:
+           before: Trace | None = None, **trace_options) -> Verification:
     """Measure one of an edit's requests, by default the first, with and without the edit; the
     model ends as it came.
 
     paraphrases: other ways to ask, which should give the new target; neighbors: prompts on other
     subjects, which should not change; question: asked under the chat template, by default the
     prompt as a question; retrace, side_effects: whether to trace again and to see what changes on
-    neutral text; trace_options: for the re-trace, by default hidden states at the
-    subject's last token. Raises RomeError for an empty prompt.
+    neutral text; trace_options: for the re-trace, by default what the decisive layer is read
+    from: windows of MLPs at the subject's last token; before: that trace of the unedited model,
+    where it is at hand. Raises RomeError for an empty prompt.
     """
     for prompt in (*paraphrases, *neighbors):
         if not prompt.strip():
@@ -80,9 +83,10 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
                *(("neighbor", p) for p in neighbors)]
     question = question or f"Complete the sentence: {request.text} ..."
     neutral = neutral_tokens(model, tokenizer)
-    options = {"kind": "hidden", "token_range": "subject_last", **trace_options}
+    options = {"kind": "mlp", "window": scaled_window(len(Decoder(model).layers)),
+               "token_range": "subject_last", **trace_options}
 
-    def look(true):
+    def look(true, traced=None):
         """Everything that is measured in one state of the model."""
         texts = [prompt for _, prompt in prompts]
         return (target_probabilities(model, tokenizer, [(p, request.target_new) for p in texts]),
@@ -91,18 +95,18 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
                 [continuation(model, tokenizer, p) for p in texts],
                 chat_answer(model, tokenizer, question),
                 final_states(model, neutral) if side_effects else None,
-                trace(model, tokenizer, request.fact, **options) if retrace else None)
+                traced or trace(model, tokenizer, request.fact, **options) if retrace else None)
 
     with set_aside(model, edit):
         true = request.target_true or first_choice(model, tokenizer, request.text)
-        *before, answer_before, neutral_before, trace_before = look(true)
+        *unedited, answer_before, neutral_before, trace_before = look(true, before)
         with edit.applied(model):
-            *after, answer_after, neutral_after, trace_after = look(true)
+            *edited, answer_after, neutral_after, trace_after = look(true)
         norm_change = edit.norm_change(model)
     true = true if isinstance(true, str) else tokenizer.decode([true])
     checks = [PromptCheck(role, prompt, *(x for pair in zip(b, a, strict=True) for x in pair))
-              for (role, prompt), b, a in zip(prompts, zip(*before, strict=True),
-                                              zip(*after, strict=True), strict=True)]
+              for (role, prompt), b, a in zip(prompts, zip(*unedited, strict=True),
+                                              zip(*edited, strict=True), strict=True)]
     chat = None if answer_before is None else {
         "question": question, "before": answer_before, "after": answer_after}
     moved = drift(model, neutral, neutral_before, neutral_after) if side_effects else None

@@ -41,14 +41,25 @@ def remove(model, path: str, edit) -> None:
     _write(model, path, record)
 
 
-def contains(model, path: str, edit) -> bool:
-    record = getattr(holder(model, path)[2], "_rome_applied", None)
-    return record is not None and any(e is edit for e, *_ in record.edits)
+def applied_copy(model, path: str, edit):
+    """The edit on a weight that is `edit` or does the same, such as the one saved file loaded
+    twice; None where there is none."""
+    record = record_of(holder(model, path)[2])
+    for other, delta, _ in record.edits if record is not None else ():
+        if other is edit or (delta.rank == edit.deltas[path].rank
+                             and other.digest == edit.digest):
+            return other
+    return None
+
+
+def record_of(module) -> Applied | None:
+    """What is applied to the weight of a module, None where nothing is."""
+    return getattr(module, "_rome_applied", None)
 
 
 def edits_of(model) -> list:
     """The edits applied to a model, in the order they were applied."""
-    records = (getattr(module, "_rome_applied", None) for _, module in model.named_modules())
+    records = (record_of(module) for _, module in model.named_modules())
     entries = [entry for record in records if record is not None for entry in record.edits]
     entries.sort(key=lambda entry: entry[2])
     return list({id(edit): edit for edit, *_ in entries}.values())
@@ -69,14 +80,14 @@ def holder(model, path: str):
     parent, _, name = path.rpartition(".")
     parent = find_module(model, parent) if parent else model
     module = parent[name]
-    while "linear" in module and not hasattr(module, "_rome_applied"):
+    while "linear" in module and record_of(module) is None:
         parent, name, module = module, "linear", module["linear"]
     return parent, name, module
 
 
 def _record(model, path: str) -> Applied:
     _, _, module = holder(model, path)
-    record = getattr(module, "_rome_applied", None)
+    record = record_of(module)
     return record if record is not None else Applied(module, module.weight)
 
 

@@ -3,25 +3,21 @@
 One result a fact; facts that the model does not know are skipped and counted.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import RomeError
 from ..facts import Fact
 from ..models.decoder import Decoder
-from ..models.identity import fingerprint, same
+from ..models.identity import Identity
 from ..models.probabilities import first_choice
-from ..storage.files import check_writable, read_json, write_json
-from ..storage.ranks import gathered
+from ..storage.run import Item, Run
 from .corruption import Corruption, corruption
-from .decision import Decision, decide, first_candidate
-from .trace import KINDS, Trace, check_values, trace
+from .decision import Decision, decide, first_candidate, scaled_window
+from .trace import KINDS, FactRuns, Trace, check_values
 
 TOKEN_CLASSES = ("subject_first", "subject_middle", "subject_last", "first_subsequent",
                  "further", "last")
@@ -47,12 +43,14 @@ class Effect:
 class AverageEffects:
     """Indirect effects of every fact that was used, averaged on demand.
 
-    records: of the facts used, in order, as they are stored: clean_prob, corrupted_prob and
-    `scores[kind][token_class]`, a list over layers; skipped: {"subject", "reason"} of the others;
-    settings: what the run was asked for, with the noise level and the model's fingerprint.
+    records: of the facts used, in order, as they are stored: clean_prob, corrupted_prob,
+    `scores[kind][token_class]` and `deciding`, each a list over layers; skipped: {"subject",
+    "reason"} of the others; settings: what the run was asked for, with the noise level; identity:
+    the model's.
     """
 
     settings: dict
+    identity: Identity
     records: list[dict] = field(repr=False)
     skipped: list[dict] = field(repr=False)
 
@@ -95,13 +93,15 @@ class AverageEffects:
     @property
     def decision(self) -> Decision:
         """The layer that decides on average, by the rule that decides for one fact."""
-        kind = "mlp" if "mlp" in self.kinds else self.kinds[0]
-        return decide(self.aie(kind).mean, float(self.ate.mean),
-                      first_candidate(kind, self.settings["window"]))
+        effect = np.mean([np.array(record["deciding"]) - record["corrupted_prob"]
+                          for record in self.records], axis=0)
+        return decide(effect, float(self.ate.mean),
+                      first_candidate("mlp", scaled_window(self.layers)))
 
     @property
-    def decisive_layer(self) -> int:
-        return self.decision.layer
+    def decisive_layer(self) -> int | None:
+        """The layer of the decision, None where it is not clear."""
+        return self.decision.layer if self.decision.clear else None
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([record[name] for record in self.records])
@@ -110,14 +110,15 @@ class AverageEffects:
         """As `rome-mlx locate --json` writes it."""
         decision = self.decision
         return {
-            **self.settings, "facts_used": self.facts_used, "facts_skipped": self.skipped,
+            **self.settings, "identity": self.identity.to_json(),
+            "facts_used": self.facts_used, "facts_skipped": self.skipped,
             "clean_prob": float(self._column("clean_prob").mean()),
             "corrupted_prob": float(self._column("corrupted_prob").mean()),
             "ate": self.ate.to_json(),
             "aie": {kind: {name: effect.to_json() for name in TOKEN_CLASSES
                            if (effect := self.aie(kind, name)).facts} for kind in self.kinds},
             "thirds": {kind: self.thirds(kind) for kind in self.kinds},
-            "decisive_layer": decision.layer, "clear": decision.clear,
+            "decisive_layer": self.decisive_layer, "clear": decision.clear,
             "reason": decision.reason,
         }
 
@@ -136,7 +137,7 @@ def average_effects(model, tokenizer, facts: Sequence[Fact], kinds: Sequence[str
     """Trace every fact and average: AIE by kind, token class and layer.
 
     A fact with an attribute is skipped when the model's first choice, stripped, is not it.
-    subjects: those that calibrate `s` noise levels, see `corruption`; token_range: "all", or
+    subjects: those that set `s` noise levels, see `corruption`; token_range: "all", or
     "subject_last", many times faster, with that class alone; output: a directory with a file a
     fact, where a run that was stopped goes on. The other options are those of `trace`.
     Under `mlx.launch` the ranks share the facts out, with the same result as one.
@@ -155,25 +156,19 @@ def average_effects(model, tokenizer, facts: Sequence[Fact], kinds: Sequence[str
         "kinds": list(kinds), "layers": len(decoder.layers), "samples": samples,
         "noise": rule.rule, "noise_level": rule.level, "replace": replace,
         "noise_seed": noise_seed, "window": window, "token_range": token_range,
-        "fingerprint": fingerprint(decoder.module(0, "down")),
     }
-    store = _Store(output, settings)
-    group = mx.distributed.init()
-    mine, rank = {}, group.rank()
-    for i in tqdm(range(rank, len(facts), group.size()), unit="fact", file=sys.stderr,
-                  disable=not progress or rank > 0):
-        mine[i] = store.read(i, facts[i])
-        if mine[i] is None:
-            mine[i] = _record(model, tokenizer, facts[i], settings, rule, memory)
-            store.write(i, mine[i])
-    found = gathered(group, mine)
-    records = [found[i] for i in range(len(facts))]
+    identity = Identity.of(model)
+    items = [Item(f"fact_{i}", {"prompt": fact.prompt, "subject": fact.subject})
+             for i, fact in enumerate(facts)]
+    records = Run(output, settings, identity).map(
+        items, lambda group, todo: {i: _record(model, tokenizer, facts[i], settings, rule, memory)
+                                    for i in todo}, progress=progress, unit="fact")
     used = [r for r in records if "reason" not in r]
     skipped = [{"subject": r["subject"], "reason": r["reason"]} for r in records if "reason" in r]
     if not used:
         raise RomeError(f"the model knows none of the {len(facts)} facts "
                         f"({skipped[0]['subject']!r}: {skipped[0]['reason']}); give others")
-    return AverageEffects(settings, used, skipped)
+    return AverageEffects(settings, identity, used, skipped)
 
 
 def token_classes(tokens: int, begin: int, end: int) -> list[str]:
@@ -192,16 +187,17 @@ def token_classes(tokens: int, begin: int, end: int) -> list[str]:
 
 def _record(model, tokenizer, fact: Fact, settings: dict, rule: Corruption, memory) -> dict:
     answer = tokenizer.decode([first_choice(model, tokenizer, fact.text)])
-    record = {"prompt": fact.prompt, "subject": fact.subject, "answer": answer}
     if fact.attribute is not None and answer.strip() != fact.attribute.strip():
-        return {**record, "reason": f"the model says {answer!r}, not {fact.attribute!r}"}
-    tokens = settings["token_range"]
-    traces = [trace(model, tokenizer, fact, kind=kind, samples=settings["samples"], noise=rule,
-                    window=settings["window"], noise_seed=settings["noise_seed"],
-                    token_range=tokens, memory=memory) for kind in settings["kinds"]]
-    return {**record, "clean_prob": traces[0].clean_prob,
+        return {"answer": answer, "reason": f"the model says {answer!r}, not {fact.attribute!r}"}
+    runs = FactRuns(model, tokenizer, fact, samples=settings["samples"], noise=rule,
+                    noise_seed=settings["noise_seed"], memory=memory)
+    kinds = sorted(settings["kinds"], key=lambda kind: kind != "mlp")  # which may decide as well
+    traces = [runs.trace(kind, settings["window"], None, settings["token_range"])
+              for kind in kinds]
+    return {"answer": answer, "clean_prob": traces[0].clean_prob,
             "corrupted_prob": traces[0].corrupted_prob,
-            "scores": {t.kind: _by_class(t) for t in traces}}
+            "scores": {trace.kind: _by_class(trace) for trace in traces},
+            "deciding": np.array(traces[-1].deciding, np.float64).tolist()}
 
 
 def _by_class(trace: Trace) -> dict[str, list[float]]:
@@ -221,41 +217,3 @@ def _bootstrap(rows: np.ndarray) -> Effect:
     means = np.tensordot(counts / facts, rows, axes=1)
     return Effect(rows.mean(axis=0), np.moveaxis(np.percentile(means, [2.5, 97.5], axis=0), 0, -1),
                   facts)
-
-
-class _Store:
-    """A directory with one JSON file a fact and `run.json`, what they were made with."""
-
-    def __init__(self, directory: str | Path | None, settings: dict):
-        self.directory = None if directory is None else Path(directory)
-        if self.directory is None:
-            return
-        check_writable(self.directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / "run.json"
-        if path.exists():
-            found = read_json(path)
-            for name, value in settings.items():
-                other = found.get(name)
-                alike = same(other or [], value) if name == "fingerprint" else other == value
-                if not alike:
-                    raise RomeError(f"{str(directory)!r} holds a run with {name} {other!r}, not "
-                                    f"{value!r}; give another directory or the same settings")
-        else:
-            write_json(path, settings)
-
-    def read(self, index: int, fact: Fact) -> dict | None:
-        if self.directory is None or not (path := self._path(index)).exists():
-            return None
-        record = read_json(path)
-        if (record.get("prompt"), record.get("subject")) != (fact.prompt, fact.subject):
-            raise RomeError(f"{str(path)!r} is of another fact, {record.get('subject')!r}; "
-                            "give another directory or the same facts")
-        return record
-
-    def write(self, index: int, record: dict) -> None:
-        if self.directory is not None:
-            write_json(self._path(index), record)
-
-    def _path(self, index: int) -> Path:
-        return self.directory / f"fact_{index}.json"

@@ -1,6 +1,7 @@
 """Trace one fact: hide the subject, put one state back, see how much of the answer returns."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +12,7 @@ from ..models.decoder import Decoder
 from ..models.tokens import encode
 from ..models.weights import weight_shape
 from .corruption import Corruption, corruption
-from .decision import Decision, decide, first_candidate
+from .decision import Decision, decide, first_candidate, scaled_window
 from .restore import Restoration, hidden_cells, window_cells
 from .runs import run
 
@@ -23,8 +24,10 @@ class Trace:
     """P(answer) with one state restored, for every traced token and layer.
 
     scores: (tokens, layers) float32, mean over noise samples; positions: the prompt position of
-    each row; deviations: the standard deviation over samples, like scores. The rest says what was
-    traced. Probabilities are fractions, recovery is in percent.
+    each row; deviations: the standard deviation over samples, like scores; deciding: (layers,)
+    P(answer) with the MLPs around each layer restored at the subject's last token, in the window
+    that the rule of `decision` reads, whatever kind and window the scores are of. The rest says
+    what was traced. Probabilities are fractions, recovery is in percent.
     """
 
     prompt: str
@@ -46,6 +49,7 @@ class Trace:
     positions: list[int]
     scores: np.ndarray = field(repr=False)
     deviations: np.ndarray = field(repr=False)
+    deciding: np.ndarray = field(repr=False)
 
     @property
     def total_effect(self) -> float:
@@ -66,27 +70,29 @@ class Trace:
         return 100 * self.indirect_effect / self.total_effect
 
     @property
-    def decision(self) -> Decision:
-        """The layer that decides at the subject's last token, and whether it is clear."""
-        last = self.subject_range[1] - 1
-        if last not in self.positions:
-            raise RomeError("the subject's last token was not traced; trace it to name a layer")
-        effect = self.indirect_effect[self.positions.index(last)]
-        return decide(effect, self.total_effect, first_candidate(self.kind, self.window))
+    def deciding_effect(self) -> np.ndarray:
+        """(layers,) indirect effects that the decision rests on."""
+        return self.deciding - self.corrupted_prob
 
     @property
-    def decisive_layer(self) -> int:
-        return self.decision.layer
+    def decision(self) -> Decision:
+        """The peak at the subject's last token by the one rule, and whether it is clear."""
+        window = scaled_window(len(self.deciding))
+        return decide(self.deciding_effect, self.total_effect, first_candidate("mlp", window))
+
+    @property
+    def decisive_layer(self) -> int | None:
+        """The layer of the decision, None where it is not clear."""
+        return self.decision.layer if self.decision.clear else None
 
     def to_json(self) -> dict:
-        """As `rome-mlx trace --json` writes it."""
+        """As `rome-mlx trace --json` writes it, but for the layer to edit."""
         names = ("prompt", "subject", "kind", "severed", "window", "samples", "noise",
                  "noise_level", "answer", "clean_prob", "corrupted_prob", "input_ids", "tokens")
-        last = self.subject_range[1] - 1
         return {**{name: getattr(self, name) for name in names},
                 "subject_range": list(self.subject_range), "token_range": self.token_range,
                 "positions": self.positions, "scores": self.scores.tolist(),
-                "decisive_layer": self.decisive_layer if last in self.positions else None}
+                "decisive_layer": self.decisive_layer, "reason": self.decision.reason}
 
     def plot(self, path):
         """Draw the tokens × layers map to an image file."""
@@ -101,45 +107,83 @@ def trace(model, tokenizer, fact: Fact, *, kind: str = "hidden", samples: int = 
           noise_seed: int = 1, memory: float = 1.0) -> Trace:
     """Causal trace of one fact (ROME paper, section 2; figure 1 and 2).
 
-    kind: what is restored: a block's output ("hidden"), or the outputs of `window` MLPs ("mlp")
-        or attentions ("attn") around each layer, [l - window/2, l + window/2).
-    severed: "mlp" or "attn": hold that module's output at the restored token at its corrupted
-        value in all later layers (figure 3).
-    noise, replace, noise_seed, samples: see `corruption`; the same noise in every cell.
-    token_range: "all", "subject_last" or a range (begin, end) of prompt positions.
-    memory: GB that the staircase's activations may take, about.
+    Args:
+        kind: what is restored: a block's output ("hidden"), or the outputs of `window` MLPs
+            ("mlp") or attentions ("attn") around each layer, [l - window/2, l + window/2).
+        severed: "mlp" or "attn": hold that module's output at the restored token at its corrupted
+            value in all later layers (figure 3).
+        noise, replace, noise_seed, samples: see `corruption`; the same noise in every cell.
+        token_range: "all", "subject_last" or a range (begin, end) of prompt positions.
+        memory: GB that the staircase's activations may take, about.
 
     The model is the same before and after. Raises RomeError for values out of range.
     """
     check_values(kind, samples, window, severed)
-    decoder = Decoder(model)
-    if not isinstance(noise, Corruption):
-        noise = corruption(decoder, tokenizer, noise, replace=replace)
-    encoded = encode(tokenizer, fact.text)
-    begin, end = encoded.range(*fact.subject_span)
-    positions = _positions(token_range, begin, end, len(encoded.ids))
+    runs = FactRuns(model, tokenizer, fact, samples=samples, noise=noise, replace=replace,
+                    noise_seed=noise_seed, memory=memory)
+    return runs.trace(kind, window, severed, token_range)
 
-    embeddings = decoder.embed([encoded.ids])
-    clean = run(decoder, embeddings)
-    noisy = noise.apply(embeddings, begin, end, samples, noise_seed)[:, begin:]
-    corrupted = run(decoder, noisy, begin, clean.prefix(begin))
 
-    probabilities = mx.softmax(decoder.logits(clean.inputs[-1][0, -1]).astype(mx.float32))
-    answer = int(mx.argmax(probabilities))
-    restoration = Restoration(decoder, clean, corrupted, answer, kind, severed,
-                              _rows(decoder, len(encoded.ids) - begin, memory))
-    base = restoration.probabilities(corrupted.inputs[-1][:, -1])
-    layers = len(decoder.layers)
-    cells = hidden_cells(layers) if kind == "hidden" else window_cells(layers, window)
-    rows = [np.tile(base, (layers, 1)) if t < begin else restoration.scores(t, cells)
-            for t in positions]
-    cells_samples = np.stack(rows)  # (tokens, layers, samples)
-    return Trace(
-        fact.prompt, fact.subject, kind, severed, window, samples, noise.rule, noise.level,
-        tokenizer.decode([answer]), answer, float(probabilities[answer]), float(base.mean()),
-        encoded.ids, [tokenizer.decode([i]) for i in encoded.ids], (begin, end), token_range,
-        positions, cells_samples.mean(-1), cells_samples.std(-1),
-    )
+class FactRuns:
+    """A fact's clean and corrupted runs, from which any of its traces is read; options as `trace`.
+    """
+
+    def __init__(self, model, tokenizer, fact: Fact, *, samples: int = 10,
+                 noise: str | float | Corruption = "s3", replace: bool = False,
+                 noise_seed: int = 1, memory: float = 1.0):
+        self.decoder, self.tokenizer, self.fact = Decoder(model), tokenizer, fact
+        self.layers, self.samples, self.memory = len(self.decoder.layers), samples, memory
+        self.noise = noise if isinstance(noise, Corruption) else corruption(
+            self.decoder, tokenizer, noise, replace=replace)
+        encoded = encode(tokenizer, fact.text)
+        self.ids, self.subject = encoded.ids, encoded.range(*fact.subject_span)
+        begin, end = self.subject
+        embeddings = self.decoder.embed([self.ids])
+        self.clean = run(self.decoder, embeddings)
+        noisy = self.noise.apply(embeddings, begin, end, samples, noise_seed)[:, begin:]
+        self.corrupted = run(self.decoder, noisy, begin, self.clean.prefix(begin))
+        logits = self.decoder.logits(self.clean.inputs[-1][0, -1])
+        self.probabilities = mx.softmax(logits.astype(mx.float32))
+        self.answer = int(mx.argmax(self.probabilities))
+
+    def trace(self, kind: str, window: int, severed: str | None,
+              token_range: str | tuple[int, int]) -> Trace:
+        """The trace of one kind."""
+        begin, end = self.subject
+        positions = _positions(token_range, begin, end, len(self.ids))
+        cells = hidden_cells(self.layers) if kind == "hidden" else window_cells(
+            self.layers, window)
+        restoration = self._restoration(kind, severed)
+        rows = [np.tile(self.base, (self.layers, 1)) if t < begin else restoration.scores(t, cells)
+                for t in positions]
+        found = np.stack(rows)  # (tokens, layers, samples)
+        scores = found.mean(-1)
+        rule = kind == "mlp" and window == scaled_window(self.layers) and severed is None
+        if rule and end - 1 in positions:
+            self.deciding = scores[positions.index(end - 1)]
+        tokenizer, fact = self.tokenizer, self.fact
+        return Trace(
+            fact.prompt, fact.subject, kind, severed, window, self.samples, self.noise.rule,
+            self.noise.level, tokenizer.decode([self.answer]), self.answer,
+            float(self.probabilities[self.answer]), float(self.base.mean()), self.ids,
+            [tokenizer.decode([i]) for i in self.ids], (begin, end), token_range, positions,
+            scores, found.std(-1), self.deciding)
+
+    @cached_property
+    def base(self) -> np.ndarray:
+        """(samples,) P(answer) of the corrupted run."""
+        return self._restoration("hidden", None).probabilities(self.corrupted.inputs[-1][:, -1])
+
+    @cached_property
+    def deciding(self) -> np.ndarray:
+        """(layers,) what the decisive layer is read from, see `Trace`."""
+        cells = window_cells(self.layers, scaled_window(self.layers))
+        return self._restoration("mlp", None).scores(self.subject[1] - 1, cells).mean(-1)
+
+    def _restoration(self, kind: str, severed: str | None) -> Restoration:
+        rows = _rows(self.decoder, len(self.ids) - self.subject[0], self.memory)
+        return Restoration(self.decoder, self.clean, self.corrupted, self.answer, kind, severed,
+                           rows)
 
 
 def check_values(kind, samples, window, severed) -> None:

@@ -4,8 +4,9 @@ import dataclasses
 from datetime import UTC, datetime
 from html import escape
 
-from ..tracing.decision import first_candidate
+from ..tracing.decision import first_candidate, scaled_window
 from . import charts
+from .layers import sentences
 from .page import (
     bar,
     card,
@@ -23,8 +24,6 @@ from .page import (
 
 _MAPS = {"hidden": "one hidden state", "mlp": "{} MLPs around the layer",
          "attn": "{} attentions around the layer"}
-_CHOSEN = {"given": "This layer was asked for.", "trace": "Chosen by the fact: {}.",
-           "profile": "Chosen by the model: {}.", "preset": "Chosen by depth: {}."}
 _ROLES = {"rewrite": "Rewrite", "paraphrase": "Paraphrase", "neighbor": "Neighbor"}
 
 
@@ -76,17 +75,18 @@ def _maps(result) -> str:
 
 def _layer(result) -> str:
     trace = result.trace
-    effect = trace.indirect_effect[trace.positions.index(trace.subject_range[1] - 1)]
-    first = first_candidate(trace.kind, trace.window)
+    window = scaled_window(len(trace.deciding))
     token = trace.tokens[trace.subject_range[1] - 1].strip()
     return section(
         f"Layer {result.layer}",
-        paragraph(_CHOSEN[result.choice.how].format(result.choice.reason)),
-        card(f"What {trace.window} MLPs around each layer bring back at “{token}”, the subject's "
-             "last token", charts.layer_bars(effect, kind=trace.kind, chosen=result.layer,
-                                             first=first, label="indirect effect by layer")),
+        *(paragraph(sentence) for sentence in sentences(trace.decision, result.choice)),
+        card(f"What {window} MLPs around each layer bring back at “{token}”, the subject's "
+             "last token", charts.layer_bars(
+                 trace.deciding_effect, kind="mlp", chosen=result.layer,
+                 first=first_candidate("mlp", window), label="indirect effect by layer")),
         paragraph("Pale: windows that hold layer 0, which spells the token out; they have no say "
-                  "in an automatic choice.", "soft small"))
+                  "in the decision. The bar that stands out is the layer that was edited.",
+                  "soft small"))
 
 
 def _losses(result) -> str:
@@ -136,16 +136,16 @@ def _retrace(check) -> str:
     cards = []
     for words, trace in (("Before", check.before), ("After", check.after)):
         decision = trace.decision
-        row = trace.indirect_effect[trace.positions.index(trace.subject_range[1] - 1)]
         cards.append(card(
             f"{words}: P({trace.answer.strip()}) is {trace.clean_prob:.3f}, with the subject "
             f"hidden {trace.corrupted_prob:.3f}",
-            charts.layer_bars(row, kind=trace.kind, chosen=decision.layer,
+            charts.layer_bars(trace.deciding_effect, kind="mlp", chosen=decision.layer,
                               label=f"indirect effect by layer, {words.lower()}"),
-            paragraph(f"peak at layer {decision.layer}", "soft small")))
+            paragraph(f"peak at layer {decision.layer}"
+                      f"{'' if decision.clear else ', not clear'}", "soft small")))
     return section("Traced again",
-                   paragraph("What restoring the hidden state at the subject's last token brings "
-                             "back of each model's own answer."), grid(*cards))
+                   paragraph("What restoring the MLPs around each layer at the subject's last "
+                             "token brings back of each model's own answer."), grid(*cards))
 
 
 def _side_effects(check) -> str:

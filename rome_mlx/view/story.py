@@ -4,6 +4,9 @@ import sys
 import time
 from textwrap import fill
 
+from ..editing.layer_choice import decisive
+from .layers import layers_told
+
 _WIDTH = 79
 
 
@@ -25,13 +28,13 @@ class Story:
                 print("\r" + " " * _WIDTH + "\r", end="", file=sys.stderr)
             self._edited(found["edit"])
 
-    def _located(self, trace, choice) -> None:
+    def _located(self, traces, choice) -> None:
+        trace = traces[0]
         print(f"\nFact     {_short(self.request.text, 58)!r}")
         print(f"Believed {trace.answer.strip()!r}, P {trace.clean_prob:.3f}; with the subject "
-              f"hidden {trace.corrupted_prob:.3f}")
-        print(f"\nLayer {choice.layer}")
-        print(fill(choice.reason + ".", _WIDTH, initial_indent="  ", subsequent_indent="  "))
-        row = trace.indirect_effect[0]
+              f"hidden {trace.corrupted_prob:.3f}\n")
+        print(layers_told(decisive(traces), choice))
+        row = trace.deciding_effect
         print(f"  What {trace.window} MLPs around each layer bring back at "
               f"{trace.tokens[trace.subject_range[1] - 1].strip()!r}:")
         print(f"  0 {_sparkline(row)} {len(row) - 1}   (highest {row.max():.3f})")
@@ -87,8 +90,10 @@ def _arrow(before: float, after: float) -> str:
 
 
 def _peak(trace) -> str:
-    return (f"{_short(trace.answer.strip(), 12)!r} peaks at layer {trace.decisive_layer} "
-            f"({trace.decision.effect:.2f} of {trace.total_effect:.2f})")
+    decision = trace.decision
+    return (f"{_short(trace.answer.strip(), 12)!r} peaks at layer {decision.layer} "
+            f"({decision.effect:.2f} of {trace.total_effect:.2f}"
+            f"{'' if decision.clear else ', not clear'})")
 
 
 def _short(text: str, width: int) -> str:

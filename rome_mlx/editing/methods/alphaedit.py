@@ -1,6 +1,7 @@
 """AlphaEdit: updates in the null space of what the model knows (2410.02355)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, eigh
@@ -9,7 +10,28 @@ from ...errors import RomeError
 from ...facts import EditRequest
 from ...models.applied import edits_of
 from ..edit import Edit
-from ..spread import spread
+from ..hyperparameters import ValueHyperparameters, named
+from ..method import Method
+from ..spread import sampled_templates, spread
+
+
+@dataclass(frozen=True)
+class AlphaEditHyperparameters(ValueHyperparameters):
+    """threshold: keys may only change along directions where C's eigenvalue is below it;
+    regularization: λ, against large updates."""
+
+    clamp_norm_factor: float = 0.75
+    layers: tuple[int, ...] | None = None
+    threshold: float = 0.02
+    regularization: float = 10.0
+
+
+PRESETS = named({
+    "gpt2-xl": AlphaEditHyperparameters(layers=(13, 14, 15, 16, 17)),
+    "gpt-j": AlphaEditHyperparameters(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25),
+    "llama-3-8b": AlphaEditHyperparameters(layers=(4, 5, 6, 7, 8), v_num_grad_steps=25, v_lr=0.1),
+    "smollm2-135m": AlphaEditHyperparameters(layers=(4, 5, 6)),  # by benchmarks/sweep_batch.py
+})
 
 
 def alphaedit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
@@ -24,7 +46,7 @@ def alphaedit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], l
     AlphaEditHyperparameters, its preset's name, a dictionary or None. The model is left as it was.
     """
     applied = edits_of(model)
-    return spread("alphaedit", _solve, model, tokenizer, requests, layers, moments=moments,
+    return spread(ALPHAEDIT, _solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
                   report=report,
                   earlier=[*applied, *(e for e in earlier if not any(e is a for a in applied))])
@@ -58,3 +80,6 @@ def null_space_update(keys, earlier, basis, weight: float) -> np.ndarray:
     gram = inside.T @ inside + weight * np.eye(inside.shape[1])
     picked = np.eye(inside.shape[1])[:, : keys.shape[1]]
     return basis @ (inside @ cho_solve(cho_factor(gram), picked))
+
+
+ALPHAEDIT = Method("alphaedit", alphaedit, PRESETS, sampled_templates)

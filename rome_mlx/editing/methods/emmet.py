@@ -1,6 +1,7 @@
 """EMMET: many facts by an update that holds them exactly, ROME for a batch (2403.14236)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -8,7 +9,27 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from ...errors import RomeError
 from ...facts import EditRequest
 from ..edit import Edit
-from ..spread import spread
+from ..hyperparameters import ValueHyperparameters, named
+from ..method import Method
+from ..spread import sampled_templates, spread
+
+
+@dataclass(frozen=True)
+class EmmetHyperparameters(ValueHyperparameters):
+    """moment_scale: what C is multiplied by; ridge: added to KᵀC⁻¹K for more than one request."""
+
+    clamp_norm_factor: float = 0.75
+    layers: tuple[int, ...] | None = None
+    moment_scale: float = 1000.0
+    ridge: float = 0.1
+
+
+PRESETS = named({
+    "gpt2-xl": EmmetHyperparameters(layers=(17,)),
+    "gpt-j": EmmetHyperparameters(layers=(5,), moment_scale=1.0),
+    "llama-2-7b": EmmetHyperparameters(layers=(5,), moment_scale=1.0, clamp_norm_factor=4.0),
+    "smollm2-135m": EmmetHyperparameters(layers=(6,)),  # by benchmarks/sweep_batch.py
+})
 
 
 def emmet(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
@@ -19,7 +40,7 @@ def emmet(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layer
     Arguments as for `memit`; hyperparameters: an EmmetHyperparameters, its preset's name, a
     dictionary or None. The model is left as it was.
     """
-    return spread("emmet", _solve, model, tokenizer, requests, layers, moments=moments,
+    return spread(EMMET, _solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
                   report=report)
 
@@ -42,3 +63,6 @@ def equality_update(keys: np.ndarray, matrix: np.ndarray, ridge: float = 0.0) ->
     except (LinAlgError, ValueError) as error:
         raise RomeError("the second moment is not positive definite, or two requests have one "
                         "key; count more tokens, or raise the hyperparameter ridge") from error
+
+
+EMMET = Method("emmet", emmet, PRESETS, sampled_templates)

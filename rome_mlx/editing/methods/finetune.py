@@ -1,30 +1,45 @@
-"""The baselines: fine-tune one MLP output projection (FT), within bounds (FT+L), or LoRA adapters.
+"""The baselines: fine-tune one MLP output projection (FT), or within bounds (FT+L).
 
 The loss is the target's mean NLL a token with teacher forcing: each target token is predicted
 after those before it. (The code released with ROME predicts all of them at the prompt's end.)
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx_lm.tuner.lora import LoRALinear
 
 from ...facts import EditRequest
-from ...models.applied import holder
 from ...models.decoder import Decoder
 from ...models.hooks import hooked
-from ...models.loading import describe
 from ...models.tokens import encode_with_target
 from ...models.weights import weight_shape
-from ..edit import Edit, LowRank, dense, provenance
-from ..hyperparameters import hyperparameters as resolve
+from ..edit import Edit, provenance
+from ..hyperparameters import check_numbers, depth_layer, named
 from ..key import in_contexts
+from ..lowrank import dense
+from ..method import Method
 from ..requests import check_requests
-from ..spread import check_layers
 from ..templates import check_templates
+
+
+@dataclass(frozen=True)
+class FineTuneHyperparameters:
+    """layer: the one to train, or None where nothing says which; steps: Adam updates at most; lr:
+    Adam's; stop: the loss that ends it; clamp: every weight stays within this of where it was
+    (FT+L), or None."""
+
+    layer: int | None = None
+    steps: int = 25
+    lr: float = 5e-4
+    stop: float = 1e-2
+    clamp: float | None = None
+    preset: str = field(default="given", compare=False, kw_only=True)
+
+    def __post_init__(self):
+        check_numbers(self)
 
 
 def finetune(model, tokenizer, requests: EditRequest | Iterable[EditRequest],
@@ -38,7 +53,7 @@ def finetune(model, tokenizer, requests: EditRequest | Iterable[EditRequest],
     preset's name, a dictionary or a FineTuneHyperparameters; report: called with each step's
     losses. moments and seed are not needed: they are taken so that all editors are called alike.
     """
-    return _one_weight("ft", model, tokenizer, requests, layer, context_templates,
+    return _one_weight(FT, model, tokenizer, requests, layer, context_templates,
                        hyperparameters, seed, report)
 
 
@@ -47,62 +62,19 @@ def finetune_l(model, tokenizer, requests: EditRequest | Iterable[EditRequest],
                hyperparameters=None, seed: int = 0,
                report: Callable[[dict], None] | None = None) -> Edit:
     """FT+L: fine-tuning in which no weight moves by more than the hyperparameter `clamp`."""
-    return _one_weight("ft-l", model, tokenizer, requests, layer, context_templates,
+    return _one_weight(FT_L, model, tokenizer, requests, layer, context_templates,
                        hyperparameters, seed, report)
-
-
-def lora(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
-         moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
-         report: Callable[[dict], None] | None = None) -> Edit:
-    """Adam on mlx-lm's LoRA layers around the down projections of all layers, or those given.
-
-    seed: of the adapters' random side; hyperparameters: as above, a LoraHyperparameters.
-    """
-    decoder, requests = Decoder(model), check_requests(requests)
-    hp = resolve(hyperparameters, "lora", decoder)
-    layers = hp.layers if layers is None else layers
-    layers = check_layers(decoder, decoder.dense_layers if layers is None else layers)
-    templates = check_templates(["{}"] if context_templates is None else context_templates)
-    paths, keys = [decoder.path(layer, "down") for layer in layers], mx.random.key(seed)
-    about = provenance(decoder, describe(model, tokenizer), paths)
-    targets = _targets(tokenizer, requests, templates)
-    inputs = decoder.run(decoder.enter(decoder.embed(targets.ids)), 0, layers[0])
-    places = [holder(model, path) for path in paths]
-    adapters, start = {}, {}
-    for path, (_, _, module), key in zip(paths, places, mx.random.split(keys, len(paths)),
-                                         strict=True):
-        out, into = weight_shape(module)
-        adapters[path] = LoRALinear(into, out, r=hp.rank, scale=hp.scale)
-        adapters[path].linear = module
-        start[path] = {"a": mx.random.uniform(-1, 1, (into, hp.rank), key=key) / into**0.5,
-                       "b": mx.zeros((hp.rank, out))}
-
-    def loss(parameters):
-        for path, pair in parameters.items():
-            adapters[path].lora_a, adapters[path].lora_b = pair["a"], pair["b"]
-        return _loss(decoder, targets, decoder.run(inputs, layers[0]))
-
-    try:
-        for path, (parent, name, _) in zip(paths, places, strict=True):
-            parent[name] = adapters[path]
-        trained, losses = _train(loss, start, hp, report)
-    finally:
-        for parent, name, module in places:
-            parent[name] = module
-    deltas = {path: LowRank(hp.scale * np.array(pair["a"], np.float64),
-                            np.array(pair["b"], np.float64)) for path, pair in trained.items()}
-    return Edit(method="lora", requests=requests, deltas=deltas, layers=layers,
-                hyperparameters=hp, context_templates=templates, losses=losses, seed=seed, **about)
 
 
 def _one_weight(method, model, tokenizer, requests, layer, templates, given, seed,
                 report) -> Edit:
     decoder, requests = Decoder(model), check_requests(requests)
-    hp = resolve(given, method, decoder)
-    layer = decoder.check_layer(hp.layer if layer is None else layer)
+    hp = method.resolve(given, decoder)
+    layer = depth_layer(decoder) if layer is None and hp.layer is None else (
+        decoder.check_layer(hp.layer if layer is None else layer))
     templates = check_templates(["{}"] if templates is None else templates)
     down, path = decoder.module(layer, "down"), decoder.path(layer, "down")
-    targets = _targets(tokenizer, requests, templates)
+    targets = read_targets(tokenizer, requests, templates)
     inputs = decoder.run(decoder.enter(decoder.embed(targets.ids)), 0, layer)
 
     def loss(parameters):
@@ -115,19 +87,19 @@ def _one_weight(method, model, tokenizer, requests, layer, templates, given, see
         with hooked(down, before=keep,
                     after=lambda out: out + (seen[0] @ parameters["change"]).astype(out.dtype)):
             h = decoder.block(layer, inputs)
-        return _loss(decoder, targets, decoder.run(h, layer + 1))
+        return target_loss(decoder, targets, decoder.run(h, layer + 1))
 
     out, into = weight_shape(down)
-    trained, losses = _train(loss, {"change": mx.zeros((into, out))}, hp, report, hp.clamp)
+    trained, losses = train(loss, {"change": mx.zeros((into, out))}, hp, report, hp.clamp)
     return Edit(
-        method=method, requests=requests, layers=[layer], hyperparameters=hp,
+        method=method.name, requests=requests, layers=[layer], hyperparameters=hp,
         deltas={path: dense(np.array(trained["change"], np.float64))}, losses=losses,
         context_templates=templates, seed=seed,
-        **provenance(decoder, describe(model, tokenizer), [path]))
+        **provenance(model, tokenizer, [path]))
 
 
 @dataclass(frozen=True)
-class _Targets:
+class Targets:
     """ids: (rows, tokens); read: row and position of the states that predict target tokens;
     tokens: which; weights: of each in the mean NLL a token a row."""
 
@@ -137,7 +109,7 @@ class _Targets:
     weights: mx.array
 
 
-def _targets(tokenizer, requests, templates) -> _Targets:
+def read_targets(tokenizer, requests, templates) -> Targets:
     rows, read, tokens, weights = [], [], [], []
     for request in requests:
         for text, _ in in_contexts(request, templates):
@@ -148,11 +120,11 @@ def _targets(tokenizer, requests, templates) -> _Targets:
             rows.append(whole.ids[: end - 1])
     width = max(len(row) for row in rows)
     ids = mx.array([row + [0] * (width - len(row)) for row in rows])
-    return _Targets(ids, tuple(mx.array(x) for x in zip(*read, strict=True)), mx.array(tokens),
+    return Targets(ids, tuple(mx.array(x) for x in zip(*read, strict=True)), mx.array(tokens),
                     mx.array(weights) / len(rows))
 
 
-def _loss(decoder: Decoder, targets: _Targets, h: mx.array) -> tuple[mx.array, mx.array]:
+def target_loss(decoder: Decoder, targets: Targets, h: mx.array) -> tuple[mx.array, mx.array]:
     """(mean NLL, mean probability) of the targets, of final hidden states."""
     logits = decoder.logits(h[targets.read]).astype(mx.float32)
     chosen = mx.take_along_axis(logits, targets.tokens[:, None], axis=1)[:, 0]
@@ -160,7 +132,7 @@ def _loss(decoder: Decoder, targets: _Targets, h: mx.array) -> tuple[mx.array, m
     return -(chosen * targets.weights).sum(), (mx.exp(chosen) * targets.weights).sum()
 
 
-def _train(loss, parameters, hp, report, clamp: float | None = None) -> tuple[dict, list[dict]]:
+def train(loss, parameters, hp, report, clamp: float | None = None) -> tuple[dict, list[dict]]:
     """Adam as PyTorch's. Stops below hp.stop; the last loss is that of what is returned."""
     optimizer, losses = optim.Adam(learning_rate=hp.lr, bias_correction=True), []
     for i in range(hp.steps + 1):
@@ -177,3 +149,16 @@ def _train(loss, parameters, hp, report, clamp: float | None = None) -> tuple[di
             parameters = {name: mx.clip(x, -clamp, clamp) for name, x in parameters.items()}
     mx.eval(parameters)
     return parameters, losses
+
+
+def bare(*_) -> list[str]:
+    """The context templates of fine-tuning: the bare prompt alone."""
+    return ["{}"]
+
+
+FT = Method("ft", finetune, named({
+    "gpt2-xl": FineTuneHyperparameters(layer=1), "gpt-j": FineTuneHyperparameters(layer=21)}),
+    bare, needs_moments=False)
+FT_L = Method("ft-l", finetune_l, named({
+    "gpt2-xl": FineTuneHyperparameters(layer=0, clamp=5e-4),
+    "gpt-j": FineTuneHyperparameters(layer=0, clamp=5e-5)}), bare, needs_moments=False)

@@ -1,6 +1,7 @@
 """MEMIT: many facts by a least-squares update spread over several layers (2210.07229)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -8,7 +9,29 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from ...errors import RomeError
 from ...facts import EditRequest
 from ..edit import Edit
-from ..spread import spread
+from ..hyperparameters import ValueHyperparameters, named
+from ..method import Method
+from ..spread import sampled_templates, spread
+
+
+@dataclass(frozen=True)
+class MemitHyperparameters(ValueHyperparameters):
+    """layers: those that share the residual; update_weight: λ of (λC + KKᵀ)."""
+
+    clamp_norm_factor: float = 0.75
+    layers: tuple[int, ...] | None = None
+    update_weight: float = 20000.0
+
+
+PRESETS = named({
+    "gpt2-xl": MemitHyperparameters(layers=(13, 14, 15, 16, 17)),
+    "gpt-j": MemitHyperparameters(layers=(3, 4, 5, 6, 7, 8), update_weight=15000.0,
+                                  v_num_grad_steps=25),
+    "llama-3-8b": MemitHyperparameters(layers=(4, 5, 6, 7, 8), update_weight=15000.0,
+                                       v_num_grad_steps=25, v_lr=0.1),
+    # by benchmarks/sweep_batch.py
+    "smollm2-135m": MemitHyperparameters(layers=(4, 5, 6), update_weight=20.0),
+})
 
 
 def memit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
@@ -23,7 +46,7 @@ def memit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layer
     moments, seed and report: as for `rome`; hyperparameters: None, "published", a preset's name,
     a dictionary or a MemitHyperparameters. Raises RomeError for anything out of range.
     """
-    return spread("memit", _solve, model, tokenizer, requests, layers, moments=moments,
+    return spread(MEMIT, _solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
                   report=report)
 
@@ -43,3 +66,6 @@ def least_squares_update(keys: np.ndarray, matrix: np.ndarray, weight: float) ->
     except (LinAlgError, ValueError) as error:
         raise RomeError("λC + KKᵀ is not positive definite: the second moment was counted on too "
                         "few tokens; count more") from error
+
+
+MEMIT = Method("memit", memit, PRESETS, sampled_templates)

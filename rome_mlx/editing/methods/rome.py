@@ -5,6 +5,7 @@ p-ROME reads all of them on the bare prompt. The released ROME code mixes the tw
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -12,17 +13,46 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from ...errors import RomeError
 from ...facts import EditRequest
 from ...models.decoder import Decoder
-from ...models.loading import describe
 from ...moments.lookup import moment_matrix
-from ..edit import Edit, LowRank, provenance
-from ..hyperparameters import hyperparameters as resolve
+from ..edit import Edit, provenance
+from ..hyperparameters import ValueHyperparameters, named
 from ..key import in_contexts, read_keys
+from ..lowrank import LowRank
+from ..method import Method
 from ..requests import check_request
 from ..templates import check_templates
 from ..templates import context_templates as sample_templates
 from ..value import optimize_values
 
 _BARE = ["{}"]
+
+
+@dataclass(frozen=True)
+class Hyperparameters(ValueHyperparameters):
+    """Of ROME, r-ROME and p-ROME.
+
+    layer: the layer to edit, or None where nothing says which; ridge: added to C's diagonal, as a
+    fraction of its mean; context_lengths: of the templates that are sampled beside the bare
+    prompt, (how many, of how many tokens).
+    """
+
+    layer: int | None = None
+    ridge: float = 0.0
+    context_lengths: tuple[tuple[int, int], ...] = ((10, 5), (10, 10))
+
+
+_COMMON = Hyperparameters(layer=5, v_num_grad_steps=25, v_weight_decay=1e-3)
+PRESETS = named({
+    "gpt2-xl": Hyperparameters(layer=17),
+    "gpt2-medium": Hyperparameters(layer=8, clamp_norm_factor=3.0),
+    "gpt2-large": Hyperparameters(layer=12),
+    "gpt-j": Hyperparameters(layer=5),
+    "gpt-neox": Hyperparameters(layer=15),
+    "llama-2-7b": _COMMON, "llama-3-8b": _COMMON, "mistral-7b": _COMMON, "qwen2.5-7b": _COMMON,
+    # by benchmarks/sweep.py
+    "smollm2-135m": Hyperparameters(layer=5, clamp_norm_factor=2.0,
+                                    context_lengths=((1, 10), (2, 20))),
+})
 
 
 def rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, moments=None,
@@ -65,12 +95,12 @@ _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, Fa
 def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
               report) -> Edit:
     decoder, request = Decoder(model), check_request(request)
-    hp = resolve(given, method, decoder)
+    hp = ROME.resolve(given, decoder)
     if layer is None and hp.layer is None:
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     matrix = moment_matrix(model, tokenizer, layer, moments)
-    templates = (sample_templates(model, tokenizer, seed, hp.context_lengths) if templates is None
+    templates = (_sampled(model, tokenizer, seed, hp) if templates is None
                  else check_templates(templates))
 
     contexts = in_contexts(request, templates if "{}" in templates else [*_BARE, *templates])
@@ -90,7 +120,7 @@ def _rank_one(method, model, tokenizer, request, layer, moments, templates, give
     return Edit(
         method=method, requests=[request], deltas={path: LowRank(left[:, None], right[None, :])},
         layers=[layer], hyperparameters=hp, context_templates=templates, losses=value.losses,
-        seed=seed, **provenance(decoder, describe(model, tokenizer), [path]))
+        seed=seed, **provenance(model, tokenizer, [path]))
 
 
 def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -> np.ndarray:
@@ -122,3 +152,12 @@ def rank_one_update(key, direction, value, output) -> tuple[np.ndarray, np.ndarr
         raise RomeError("the subject's key is orthogonal to the update's direction; "
                         "give other context templates or moments")
     return (value - output) / along, direction
+
+
+def _sampled(model, tokenizer, seed: int, hp) -> list[str]:
+    return sample_templates(model, tokenizer, seed, hp.context_lengths)
+
+
+ROME = Method("rome", rome, PRESETS, _sampled, one_by_one=True)
+R_ROME = Method("r-rome", r_rome, PRESETS, _sampled, one_by_one=True)
+P_ROME = Method("p-rome", p_rome, PRESETS, _sampled, one_by_one=True)

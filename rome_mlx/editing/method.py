@@ -1,0 +1,118 @@
+"""What an editing method is: one record each, in the method's own file."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RomeError
+from ..models.decoder import Decoder
+from .edit import Edit
+from .hyperparameters import preset_name
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of editing.
+
+    name: on the command line and in saved edits; write: the editor, (model, tokenizer, request or
+    requests, layer or layers, *, moments, context_templates, hyperparameters, seed, report) ->
+    Edit; presets: name -> hyperparameters, the first are the published ones; templates: (model,
+    tokenizer, seed, hyperparameters) -> the context templates that it samples where none are
+    given; one_by_one: whether it writes one request per call; needs_moments: whether it needs C.
+    """
+
+    name: str
+    write: Callable[..., Edit]
+    presets: Mapping[str, Any]
+    templates: Callable[..., list[str]]
+    one_by_one: bool = False
+    needs_moments: bool = True
+
+    @property
+    def published(self):
+        """The hyperparameters of the method's authors."""
+        return next(iter(self.presets.values()))
+
+    def check_preset(self, given) -> None:
+        """Raises RomeError for a name, a dict or an object that is none of this method's."""
+        self.resolve(given)
+
+    def resolve(self, given=None, decoder: Decoder | None = None):
+        """The hyperparameters from what a caller may give.
+
+        Args:
+            given: None for the model's own preset, "published", a preset's name, a dict of
+                changes to the model's own, or the method's dataclass.
+            decoder: the model. Layers of a preset for another model are left out (None): they
+                say nothing of this one.
+
+        Raises RomeError, naming the choices.
+        """
+        published = self.published
+        if isinstance(given, type(published)):
+            return given
+        own = self._own(decoder)
+        if given is None:
+            return own
+        if isinstance(given, Mapping):
+            return self._changed(own, given)
+        if given == "published" or (isinstance(given, str) and given in self.presets):
+            found = published if given == "published" else self.presets[given]
+            words = f"published ({found.preset})" if given == "published" else found.preset
+            ours = decoder is None or preset_name(decoder) == found.preset
+            return dataclasses.replace(found if ours else _anywhere(found), preset=words)
+        raise RomeError(f"hyperparameters {given!r} of {self.name}: give 'published', a preset "
+                        f"({', '.join(self.presets)}), a dictionary or a "
+                        f"{type(published).__name__}")
+
+    def layer_of(self, hyperparameters) -> int | None:
+        """The layer that the hyperparameters name, of several the last; None where they name
+        none."""
+        layers = getattr(hyperparameters, "layers", None)
+        return layers[-1] if layers else getattr(hyperparameters, "layer", None)
+
+    def layers_up_to(self, layer: int, hyperparameters) -> int | list[int] | None:
+        """What to edit where `layer` is the one to edit: the hyperparameters' own layers where
+        they end there, else as many as the published ones, the last of them `layer`. A number for
+        methods of one layer, None for those that edit all."""
+        if not hasattr(self.published, "layers"):
+            return layer
+        own = getattr(hyperparameters, "layers", None)
+        if own and own[-1] == layer:
+            return list(own)
+        if self.published.layers is None:
+            return None
+        count = len(own or self.published.layers)
+        return list(range(max(0, layer - count + 1), layer + 1))
+
+    def _own(self, decoder: Decoder | None):
+        """The model's preset, or the published numbers without their layers, and words that say
+        so."""
+        published = self.published
+        if decoder is None:
+            return published
+        if (name := preset_name(decoder)) in self.presets:
+            return self.presets[name]
+        return dataclasses.replace(_anywhere(published),
+                                   preset=f"{published.preset}'s, for want of this model's")
+
+    def _changed(self, own, given: Mapping):
+        known = {field.name for field in dataclasses.fields(own)}
+        if unknown := sorted(map(str, set(given) - known)):
+            raise RomeError(f"unknown hyperparameters {', '.join(unknown)} of {self.name}; "
+                            f"choose from {', '.join(sorted(known - {'preset'}))}")
+        try:
+            return dataclasses.replace(own, **{"preset": f"{own.preset}, changed", **given})
+        except (TypeError, ValueError) as error:
+            if isinstance(error, RomeError):
+                raise
+            raise RomeError(f"hyperparameters {dict(given)}: {error}; give numbers") from error
+
+
+def _anywhere(preset):
+    """A preset without the layers that are another model's."""
+    for name in ("layer", "layers"):
+        if hasattr(preset, name):
+            return dataclasses.replace(preset, **{name: None})
+    return preset
