@@ -10,7 +10,6 @@ stopped goes on. Draws collapse.png there.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +26,12 @@ import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from rome_mlx.editing.hyperparameters import hyperparameters  # noqa: E402
-from rome_mlx.editing.methods import (  # noqa: E402
-    METHODS,
-    WITHOUT_MOMENTS,
-    layers_up_to,
-    templates_of,
-)
+from rome_mlx.editing.methods import find_method  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import case_measures, case_scores  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
+from rome_mlx.models.identity import Identity  # noqa: E402
+from rome_mlx.storage.run import Item, Run  # noqa: E402
 
 EVERY = 10
 PANELS = (("latest", "the latest ten edits hold, %"), ("first", "the first ten edits hold, %"),
@@ -66,29 +61,29 @@ def main() -> None:
 
 def sequence(model, tokenizer, name: str, cases, layer, hp, directory: Path) -> list[dict]:
     """A row every ten edits; the model is restored at the end."""
-    directory.mkdir(parents=True, exist_ok=True)
-    written = cases[EVERY:]
+    written, method = cases[EVERY:], find_method(name)
+    run = Run(directory, {"method": name, "hyperparameters": hp, "layer": layer},
+              Identity.of(model))
     watched = [replace(case, neighbors=case.neighbors[:2])
                for case in (*written[:EVERY], *cases[:EVERY])]
     unedited = [case_scores(model, tokenizer, case) for case in watched]
-    guard, applied, path = rm.Guard(model, tokenizer), [], directory / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    resolved = hyperparameters(hp, name, Decoder(model))
-    templates = None if name in WITHOUT_MOMENTS else templates_of(
-        name, model, tokenizer, 0, resolved)
-    where = None if layer is None else layers_up_to(name, layer, resolved)
+    guard, applied, rows = rm.Guard(model, tokenizer), [], []
+    resolved = method.resolve(hp, Decoder(model))
+    templates = method.templates(model, tokenizer, 0, resolved)
+    where = None if layer is None else method.layers_up_to(layer, resolved)
     try:
         for i, case in enumerate(written):
             if not (directory / f"{i}").exists():
-                METHODS[name](model, tokenizer, case.request, where, hyperparameters=hp,
-                              context_templates=templates).save(directory / f"{i}")
+                method.write(model, tokenizer, case.request, where, hyperparameters=hp,
+                             context_templates=templates).save(directory / f"{i}")
             applied.append(rm.load_edit(directory / f"{i}"))
             applied[-1].apply(model)
-            if (i + 1) % EVERY == 0 and len(rows) < (i + 1) // EVERY:
-                rows.append(state(model, tokenizer, written[i + 1 - EVERY: i + 1], watched,
-                                  unedited, guard.check()))
+            if (i + 1) % EVERY == 0:
+                latest = written[i + 1 - EVERY: i + 1]
+                item = Item(f"after_{i + 1}", {"latest": [case.case_id for case in latest]})
+                rows.append(run.one(item, lambda latest=latest: state(
+                    model, tokenizer, latest, watched, unedited, guard.check())))
                 print(name, rows[-1], flush=True)
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     finally:
         for edit in reversed(applied):
             edit.revert(model)

@@ -1,6 +1,6 @@
 """How stable is the layer that `decisive_layer` names? Random halves of the facts of one run.
 
-  rome-mlx locate --facts known_facts.json --token-range subject_last --window 6 --output located
+  rome-mlx locate --facts known_facts.json --token-range subject_last --output located
   python benchmarks/decision.py located
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 import timing  # noqa: F401  finds rome_mlx
 
 from rome_mlx.storage.files import read_json
-from rome_mlx.tracing.decision import decide, first_candidate
+from rome_mlx.tracing.decision import decide, first_candidate, scaled_window
 
 
 def records(directory: Path) -> list[dict]:
     """Of the facts that were used, in their order."""
     paths = sorted(directory.glob("fact_*.json"), key=lambda path: int(path.stem[5:]))
     found = [read_json(path) for path in paths]
-    return [record for record in found if "scores" in record]
+    return [record for record in found if "deciding" in record]
 
 
 def halves(effects: np.ndarray, choose, splits: int) -> np.ndarray:
@@ -37,12 +37,14 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="what locate --output wrote")
     parser.add_argument("--splits", type=int, default=1000)
     args = parser.parse_args()
-    window = read_json(args.directory / "run.json")["window"]
     used = records(args.directory)
+    window = scaled_window(len(used[0]["deciding"]))
     base = np.array([record["corrupted_prob"] for record in used])
     total = np.array([record["clean_prob"] for record in used]) - base
-    effect = {kind: np.array([record["scores"][kind]["subject_last"] for record in used])
-              - base[:, None] for kind in used[0]["scores"]}
+    effect = {"mlp": np.array([record["deciding"] for record in used]) - base[:, None]}
+    if "hidden" in used[0]["scores"]:
+        effect["hidden"] = np.array([record["scores"]["hidden"]["subject_last"]
+                                     for record in used]) - base[:, None]
     first = first_candidate("mlp", window)
 
     def rule(kind, start):

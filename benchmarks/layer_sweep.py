@@ -22,7 +22,7 @@ from rome_mlx.models.decoder import Decoder  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.run import evaluate  # noqa: E402
 from rome_mlx.models.loading import describe  # noqa: E402
-from rome_mlx.pipeline import stored_profile  # noqa: E402
+from rome_mlx.editing.layer_choice import stored_profile  # noqa: E402
 from rome_mlx.view.plot import save  # noqa: E402
 from rome_mlx.tracing.decision import scaled_window  # noqa: E402
 

@@ -15,19 +15,20 @@ from pathlib import Path
 import numpy as np
 from timing import rm
 
-from rome_mlx.editing.edit import Edit, LowRank
-from rome_mlx.editing.hyperparameters import hyperparameters
+from rome_mlx.editing.edit import Edit
 from rome_mlx.editing.key import in_contexts, read_keys
-from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
+from rome_mlx.editing.lowrank import LowRank
+from rome_mlx.editing.methods.rome import ROME, inverse_direction, rank_one_update
 from rome_mlx.editing.templates import context_templates
 from rome_mlx.editing.value import optimize_values
 from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.evaluation.metrics import case_measures, case_scores
 from rome_mlx.evaluation.summary import summarize
 from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.identity import Identity
 from rome_mlx.moments import files as store
 from rome_mlx.moments.quality import subject_keys
-from rome_mlx.storage.files import read_json, write_json
+from rome_mlx.storage.run import Item, Run
 
 SIZES = {"text": (3_000, 10_000, 30_000, 100_000, 300_000),
          "self": (3_000, 10_000, 30_000, 100_000)}
@@ -49,12 +50,15 @@ def main() -> None:
     model, tokenizer = rm.load()
     matrices = counted(model, tokenizer, args.layer, args.text, output)
     directions(model, tokenizer, args.layer, matrices)
-    records = [case_record(model, tokenizer, case, args.layer, matrices,
-                           output / f"case_{case.case_id}.json")
-               for case in read_counterfact(args.cases, args.limit)]
+    cases = read_counterfact(args.cases, args.limit)
+    run = Run(output / "cases", {"layer": args.layer, "moments": list(matrices)},
+              Identity.of(model))
+    records = run.map([Item(f"case_{case.case_id}", {"request": vars(case.request)})
+                       for case in cases],
+                      lambda group, todo: {i: case_record(model, tokenizer, cases[i], args.layer,
+                                                          matrices) for i in todo})
     rows = table(records, matrices)
-    write_json(output / "summary.json", {"layer": args.layer, "cases": len(records),
-                                         "rows": rows})
+    run.finish({"layer": args.layer, "cases": len(records), "rows": rows})
     print(f"layer {args.layer}, {len(records)} cases; cosine to {largest(matrices)}")
     print("moments          tokens  cosine    ES    PS    NS     S")
     for row in rows:
@@ -103,11 +107,9 @@ def largest(matrices: dict) -> str:
                key=lambda name: matrices[name][1])
 
 
-def case_record(model, tokenizer, case, layer: int, matrices: dict, path: Path) -> dict:
+def case_record(model, tokenizer, case, layer: int, matrices: dict) -> dict:
     """{"pre": measures, "post": {name: measures}, "cosine": {name: to the largest text's}}."""
-    if path.exists():
-        return read_json(path)
-    decoder, hp, request = Decoder(model), hyperparameters(None, "rome"), case.request
+    decoder, hp, request = Decoder(model), ROME.published, case.request
     templates = context_templates(model, tokenizer, 0)
     readings = read_keys(decoder, tokenizer, in_contexts(request, templates), layer)
     key, output = readings.keys[0], readings.outputs[0]  # of the bare prompt
@@ -122,10 +124,8 @@ def case_record(model, tokenizer, case, layer: int, matrices: dict, path: Path) 
                                         LowRank(left[:, None], right[None, :])}, [layer])
         with edit.applied(model):
             post[name] = case_measures(case_scores(model, tokenizer, case), before)
-    record = {"pre": case_measures(before, before), "post": post,
-              "cosine": {name: float(d @ best) for name, d in directions.items()}}
-    write_json(path, record)
-    return record
+    return {"pre": case_measures(before, before), "post": post,
+            "cosine": {name: float(d @ best) for name, d in directions.items()}}
 
 
 MEASURES = ("rewrite_success", "paraphrase_success", "neighborhood_success", "score")

@@ -1,14 +1,15 @@
 """Find ROME's hyperparameters for the default model: a coarse grid, and its best three.
 
-  python benchmarks/sweep.py --data counterfact.json --output sweep.jsonl
+  python benchmarks/sweep.py --data counterfact.json --output runs/sweep
 
-Every configuration is tried on the first 30 cases, the best three on all of them. One line a
-(configuration, case), so that a run that is stopped goes on where it was; the unedited model's
-scores are lines too. On few cases successes are coarse: configurations are ranked by S with every
-success replaced by the logistic of its margin in nats, and shown with S itself.
+Every configuration is tried on the first 30 cases, the best three on all of them. One file per
+configuration and case, so that a run that is stopped goes on where it was. On few cases successes
+are coarse: configurations are ranked by S with every success replaced by the logistic of its
+margin in nats, and shown with S itself.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -25,13 +26,15 @@ sys.path.insert(0, str(ROOT))
 import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
 # isort: on
 
-from rome_mlx.editing.hyperparameters import Hyperparameters  # noqa: E402
+from rome_mlx.editing.methods.rome import Hyperparameters  # noqa: E402
 from rome_mlx.editing.templates import context_templates  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores  # noqa: E402
 from rome_mlx.evaluation.summary import ceiling_share, summarize  # noqa: E402
+from rome_mlx.models.identity import Identity  # noqa: E402
 from rome_mlx.moments.files import layer_path  # noqa: E402
 from rome_mlx.moments.lookup import moment_matrix  # noqa: E402
+from rome_mlx.storage.run import Item, Run  # noqa: E402
 
 #: lengths of the context templates: (how many, of how many tokens)
 FEW, SHORT, LONG = [[1, 10], [2, 20]], [[2, 5], [3, 10]], [[2, 10], [3, 20]]
@@ -71,7 +74,7 @@ def arguments():
     parser.add_argument("--first", type=int, default=300, help="position of the first case")
     parser.add_argument("--count", type=int, default=100, help="cases of the last round")
     parser.add_argument("--moments", metavar="DIR", help="moments of layers that none came for")
-    parser.add_argument("--output", required=True, metavar="FILE", help="lines, where it resumes")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where it resumes")
     return parser.parse_args()
 
 
@@ -80,18 +83,22 @@ class Bench:
 
     def __init__(self, model, tokenizer, moments, output):
         self.model, self.tokenizer = model, tokenizer
-        self.moments, self.output = moments, Path(output)
+        self.moments, self.run = moments, Run(output, {}, Identity.of(model))
         self.matrices, self.templates, self.scores = {}, {}, {}
-        if self.output.exists():
-            for line in self.output.read_text("utf-8").splitlines():
-                row = json.loads(line)
-                self.scores[row["configuration"], row["case"]] = row["scores"]
 
     def measure(self, name: str, case) -> None:
-        if ("unedited", case.case_id) not in self.scores:
-            self._keep("unedited", case, case_scores(self.model, self.tokenizer, case), 0.0)
-        if (name, case.case_id) in self.scores:
-            return
+        for one, compute in (("unedited", self._unedited), (name, self._edited)):
+            if (one, case.case_id) in self.scores:
+                continue
+            file = f"case_{case.case_id}-{hashlib.sha256(one.encode()).hexdigest()[:12]}"
+            item = Item(file, {"configuration": one, "case": case.case_id})
+            found = self.run.one(item, lambda compute=compute, one=one: compute(one, case))
+            self.scores[one, case.case_id] = found["scores"]
+
+    def _unedited(self, name: str, case) -> dict:
+        return {"scores": case_scores(self.model, self.tokenizer, case)}
+
+    def _edited(self, name: str, case) -> dict:
         configuration = json.loads(name)
         lengths = configuration.pop("lengths")
         hp = Hyperparameters(**configuration, context_lengths=lengths)
@@ -100,13 +107,8 @@ class Bench:
                        context_templates=self._templates(hp.context_lengths), hyperparameters=hp)
         seconds = time.monotonic() - started
         with edit.applied(self.model):
-            self._keep(name, case, case_scores(self.model, self.tokenizer, case), seconds)
-
-    def _keep(self, name, case, scores, seconds) -> None:
-        self.scores[name, case.case_id] = scores
-        row = {"configuration": name, "case": case.case_id, "seconds": seconds, "scores": scores}
-        with self.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            return {"seconds": seconds,
+                    "scores": case_scores(self.model, self.tokenizer, case)}
 
     def _matrix(self, layer: int) -> dict:
         if layer not in self.matrices:

@@ -1,14 +1,15 @@
 """Many facts at once: MEMIT's λ, EMMET's scale, AlphaEdit's threshold and λ for the default model.
 
-  python benchmarks/sweep_batch.py --data counterfact.json --output sweep_batch.jsonl
+  python benchmarks/sweep_batch.py --data counterfact.json --output runs/batch
 
 --count cases from --first on are written by one call. The values depend on the layers and not on
-what is tried here, so they are found once for each last layer. A line a configuration: ES, PS and
-the NS of three neighbors a case, edited and unedited; a run that is stopped goes on.
+what is tried here, so they are found once for each last layer. A file per configuration: ES, PS
+and the NS of three neighbors per case, edited and unedited; a run that is stopped goes on.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 import zlib
@@ -29,6 +30,8 @@ from rome_mlx.editing.templates import memit_templates  # noqa: E402
 from rome_mlx.editing.value import Value  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores  # noqa: E402
+from rome_mlx.models.identity import Identity  # noqa: E402
+from rome_mlx.storage.run import Item, Run  # noqa: E402
 
 LAYERS = [4, 5, 6]
 GRID = [
@@ -47,28 +50,30 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50, help="cases written at once")
     parser.add_argument("--only", metavar="JSON",
                         help="these configurations: [[method, layers, {...}], ...]")
-    parser.add_argument("--output", required=True, metavar="FILE", help="lines, where it resumes")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where it resumes")
     args = parser.parse_args()
     model, tokenizer = rm.load(dtype="float32")
     cases = [dataclasses.replace(case, neighbors=case.neighbors[:3])
              for case in read_counterfact(args.data)[args.first: args.first + args.count]]
-    output, templates = Path(args.output), memit_templates(model, tokenizer)
-    done = output.read_text("utf-8") if output.exists() else ""
+    templates = memit_templates(model, tokenizer)
     unedited = [case_scores(model, tokenizer, case) for case in cases]
-    keep_values(output.parent)
+    run = Run(args.output, {"first": args.first, "count": len(cases)}, Identity.of(model))
+    keep_values(Path(args.output))
     for method, layers, changes in json.loads(args.only) if args.only else GRID:
-        name = json.dumps([args.first, len(cases), method, layers, changes])
-        if json.dumps(name) in done:
-            continue
-        edit = METHODS[method](model, tokenizer, [case.request for case in cases], layers,
-                               context_templates=templates, hyperparameters=changes)
-        with edit.applied(model):
-            edited = [case_scores(model, tokenizer, case) for case in cases]
-        row = {"configuration": name, "edited": means(edited, unedited),
-               "unedited": means(unedited, unedited), "norm": edit.norm_change(model)}
-        print(json.dumps(row), flush=True)
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        about = {"method": method, "layers": layers, "changes": changes}
+        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+        print(run.one(Item(f"{method}-{name}", about), lambda about=about: measured(
+            model, tokenizer, cases, unedited, templates, **about)), flush=True)
+
+
+def measured(model, tokenizer, cases, unedited, templates, method: str, layers, changes) -> dict:
+    """All cases written by one call, and what became of them."""
+    edit = METHODS[method].write(model, tokenizer, [case.request for case in cases], layers,
+                                 context_templates=templates, hyperparameters=changes)
+    with edit.applied(model):
+        edited = [case_scores(model, tokenizer, case) for case in cases]
+    return {"edited": means(edited, unedited), "unedited": means(unedited, unedited),
+            "norm": edit.norm_change(model)}
 
 
 def keep_values(directory: Path) -> None:

@@ -145,7 +145,7 @@ def test_an_edit_takes_the_place_of_an_earlier_one_whole(saved):
 
 @pytest.mark.parametrize("step", ["rome_mlx.editing.adapter.save_file",
                                   "rome_mlx.editing.adapter._about",
-                                  "rome_mlx.directories.os.chmod"])
+                                  "rome_mlx.storage.files.os.chmod"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt])
 def test_a_save_that_fails_leaves_the_earlier_edit_as_it_was(saved, monkeypatch, step, error):
     def fail(*args, **kwargs):
@@ -168,7 +168,7 @@ def test_a_move_that_fails_puts_the_earlier_edit_back(saved, monkeypatch):
             raise OSError(5, "Input/output error")
         move(source, target)
 
-    monkeypatch.setattr("rome_mlx.directories.os.replace", once)
+    monkeypatch.setattr("rome_mlx.storage.files.os.replace", once)
     with pytest.raises(rm.RomeError, match="Input/output error"):
         some_edit(seed=1).save(saved)
     np.testing.assert_allclose(rm.load_edit(saved).right_vector, some_edit().right_vector,

@@ -7,13 +7,15 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.tuner.lora import LoRALinear
 from tiny import tiny_model
 
+import rome_mlx as rm
 from rome_mlx.errors import RomeError
 from rome_mlx.facts import Fact
 from rome_mlx.models.probabilities import first_choice
 from rome_mlx.tracing.average import TOKEN_CLASSES, _bootstrap, average_effects, token_classes
-from rome_mlx.tracing.trace import trace
+from rome_mlx.tracing.trace import FactRuns, trace
 
 
 class Letters:
@@ -102,13 +104,14 @@ def test_a_stopped_run_goes_on_with_the_facts_that_are_missing(effects, tmp_path
     average_effects(*MODEL, FACTS[:4], **FAST, output=tmp_path)
     traced = []
 
-    def counting(model, tokenizer, fact, **options):
-        traced.append(fact)
-        return trace(model, tokenizer, fact, **options)
+    class Counting(FactRuns):
+        def __init__(self, model, tokenizer, fact, **options):
+            traced.append(fact)
+            super().__init__(model, tokenizer, fact, **options)
 
-    monkeypatch.setattr("rome_mlx.tracing.average.trace", counting)
+    monkeypatch.setattr("rome_mlx.tracing.average.FactRuns", Counting)
     resumed = average_effects(*MODEL, FACTS, **FAST, output=tmp_path)
-    assert traced == [FACTS[4]] * 2  # one a kind
+    assert traced == [FACTS[4]]
     assert resumed.to_json() == effects.to_json()
 
 
@@ -123,14 +126,33 @@ def test_a_directory_of_another_run_is_refused(tmp_path, other, says):
 def test_a_directory_of_another_model_is_refused(tmp_path):
     average_effects(*MODEL, FACTS[:1], **FAST, output=tmp_path)
     fact = Fact(*TEXTS[0])
-    with pytest.raises(RomeError, match="fingerprint"):
+    with pytest.raises(RomeError, match="another model: this one has other weights"):
         average_effects(tiny_model("llama", seed=4), Letters(), [fact], **FAST, output=tmp_path)
 
 
 def test_a_directory_of_other_facts_is_refused(tmp_path):
     average_effects(*MODEL, FACTS[:1], **FAST, output=tmp_path)
-    with pytest.raises(RomeError, match="another fact, 'Rome'"):
+    with pytest.raises(RomeError, match='another subject, "Rome", not "Oslo"|another prompt'):
         average_effects(*MODEL, FACTS[1:], **FAST, output=tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["attention", "edit", "adapter"])
+def test_a_run_does_not_go_on_with_a_model_that_is_changed_elsewhere(tmp_path, changed):
+    """One down projection stood for the whole model: these gave the old numbers."""
+    model = tiny_model("llama", seed=3)
+    average_effects(model, Letters(), FACTS[:1], **FAST, output=tmp_path)
+    attention = model.layers[1].self_attn
+    if changed == "attention":
+        attention.q_proj.weight = attention.q_proj.weight * 1.001
+    elif changed == "adapter":
+        attention.q_proj = LoRALinear.from_base(attention.q_proj)
+    else:
+        delta = rm.LowRank(np.ones((48, 1)), np.ones((1, 32)))
+        edit = rm.Edit("rome", [rm.EditRequest("{} is", "a", "b")],
+                       {"model.layers.2.mlp.down_proj": delta}, [2])
+        edit.apply(model)
+    with pytest.raises(RomeError, match="another model"):
+        average_effects(model, Letters(), FACTS[:1], **FAST, output=tmp_path)
 
 
 def test_knowing_no_fact_is_an_error_that_says_what_the_model_says():

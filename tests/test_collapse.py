@@ -8,7 +8,7 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.editing.edit import dense
+from rome_mlx.editing.lowrank import dense
 from rome_mlx.evaluation.collapse import NORM_LIMIT, PERPLEXITY_LIMIT, Guard, perplexity
 from rome_mlx.models.hooks import find_module
 from rome_mlx.models.weights import weight as dequantized

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.editing.edit import LowRank, dense
+from rome_mlx.editing.lowrank import LowRank, dense
 from rome_mlx.models.applied import edits_of
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.identity import fingerprint

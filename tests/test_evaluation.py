@@ -105,9 +105,9 @@ def test_other_settings_in_the_same_directory_are_refused(data, tmp_path):
     model, cases = tiny_model("llama"), read_counterfact(data, limit=1)
     options = dict(output=tmp_path / "run", method="none")
     evaluate(model, FakeTokenizer(), cases, layer=1, **options)
-    with pytest.raises(rm.RomeError, match=r"other settings \(layers\)"):
+    with pytest.raises(rm.RomeError, match=r"other settings \(layers 1, not 2\)"):
         evaluate(model, FakeTokenizer(), cases, layer=2, **options)
-    with pytest.raises(rm.RomeError, match=r"other settings \(model\)"):
+    with pytest.raises(rm.RomeError, match="a run of another model: this one has other weights"):
         evaluate(tiny_model("llama", seed=1), FakeTokenizer(), cases, layer=1, **options)
 
 
@@ -124,8 +124,8 @@ def _without_scores(case):
 
 
 @pytest.mark.parametrize("change, said", [
-    (_another_record, "is of another record; choose a new --output"),
-    (_another_group, "was measured among 2 cases, not these 1"),
+    (_another_record, "is of another request, .*; choose a new --output"),
+    (_another_group, r"is of another group, \[0, 1\], not \[0\]"),
     (_without_scores, "is damaged .*; remove it and run again"), (None, "is damaged")])
 def test_a_case_file_that_is_not_this_runs_is_refused(change, said, data, tmp_path):
     model, cases = tiny_model("llama"), read_counterfact(data, limit=2)

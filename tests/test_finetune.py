@@ -112,9 +112,9 @@ def test_lora_on_an_edited_4_bit_model_keeps_the_edit():
 def test_every_method_is_called_alike(name):
     model, request = tiny_model("llama"), REQUESTS[0]
     more = {"alphaedit": {"threshold": 0.9}}.get(name, {})
-    edit = METHODS[name](model, FakeTokenizer(), request, 1, moments={1: MOMENT},
-                         context_templates=["{}", "q. {}"], hyperparameters=more,
-        seed=1, report=lambda losses: None)
+    edit = METHODS[name].write(model, FakeTokenizer(), request, 1, moments={1: MOMENT},
+                               context_templates=["{}", "q. {}"], hyperparameters=more,
+                               seed=1, report=lambda losses: None)
     assert edit.method == name and edit.requests == [request] and edit.layers == [1]
     assert set(edit.losses[0]) == {"step", "total", "nll", "kl", "decay", "probability"}
 
@@ -139,7 +139,7 @@ def test_every_method_writes_in_sequence_and_leaves_the_model_bit_for_bit(name):
     model = tiny_model("llama")
     before, seen = arrays(model), []
     more = {"alphaedit": {"threshold": 0.9}}.get(name, {})
-    for edit in rm.in_sequence(model, FakeTokenizer(), REQUESTS, METHODS[name], 1,
+    for edit in rm.in_sequence(model, FakeTokenizer(), REQUESTS, METHODS[name].write, 1,
                                moments={1: MOMENT},
                                context_templates=["{}", "q. {}"], hyperparameters=more):
         seen.append(np.array(model.layers[1].mlp.down_proj.weight))

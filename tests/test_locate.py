@@ -1,7 +1,6 @@
 """`rome-mlx locate` as people run it: killed, started again, on two ranks."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -38,9 +37,17 @@ def command(here, output: str) -> list[str]:
             "--json", str(here / f"{output}.json")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of its own: a profile is kept there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROME_MLX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
 def run(words) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
@@ -62,8 +69,7 @@ def test_the_run_uses_the_facts_that_the_model_knows(unbroken):
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_numbers(here, unbroken):
     for least in (1, 15):
         started = subprocess.Popen(command(here, "killed"), cwd=ROOT, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
+                                   stderr=subprocess.DEVNULL)
         while facts_done(here / "killed") < least and started.poll() is None:
             time.sleep(0.005)
         started.send_signal(signal.SIGKILL)
@@ -81,3 +87,13 @@ def test_two_ranks_write_what_one_writes(here, unbroken):
     run([launch, "-n", "2", "--backend", "ring", "--", *command(here, "ranks")])
     assert facts_done(here / "ranks") == len(FACTS)
     assert json.loads((here / "ranks.json").read_text()) == unbroken
+
+
+def test_a_profile_that_locate_made_is_read_by_the_next_command(here, unbroken):
+    """It was written and never read: the layer came from the depth."""
+    assert unbroken["layer_choice"]["how"] == ("profile" if unbroken["clear"] else "depth")
+    subprocess.run([sys.executable, "-m", "rome_mlx", "doctor", "--model", str(here / "model"),
+                    "--json", str(here / "doctor.json")], cwd=ROOT, timeout=300)
+    said = json.loads((here / "doctor.json").read_text())["layers"]
+    assert "averaged over 40 facts" in said[0]
+    assert f"Layer to edit: {unbroken['layer_choice']['layer']}," in said[1]

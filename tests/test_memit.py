@@ -246,7 +246,7 @@ def test_layers_moments_and_models_that_do_not_fit_are_refused(method):
     with pytest.raises(rm.RomeError, match="rising"):
         method(model, tokenizer, REQUESTS, [2, 1], moments={})
     with pytest.raises(rm.RomeError, match="0 to 3"):
-        method(model, tokenizer, REQUESTS, moments={}, hyperparameters="published")
+        method(model, tokenizer, REQUESTS, moments={}, hyperparameters={"layers": [3, 4]})
     with pytest.raises(rm.RomeError, match="rome-mlx moments"):
         method(model, tokenizer, REQUESTS, [1, 2], moments={1: spd(48)})
     with pytest.raises(rm.RomeError, match="norms it"):
@@ -265,4 +265,4 @@ def test_presets_have_names():
     model = tiny_model("llama")
     edit = edited(model, rm.memit, hyperparameters="gpt-j")
     assert edit.hyperparameters.update_weight == 15000
-    assert edit.hyperparameters.layers == (3, 4, 5, 6, 7, 8)
+    assert edit.hyperparameters.layers is None  # those are GPT-J's

@@ -9,6 +9,7 @@ import pytest
 from tiny import tiny_model
 
 from rome_mlx.cli import main
+from rome_mlx.editing.layer_choice import LayerChoice, _dense
 from rome_mlx.errors import RomeError
 from rome_mlx.models.architectures import (
     ARCHITECTURES,
@@ -19,7 +20,6 @@ from rome_mlx.models.architectures import (
 )
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.refused import REFUSED
-from rome_mlx.pipeline import LayerChoice, nearest_dense
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
@@ -81,10 +81,10 @@ def test_an_unsupported_type_says_why_and_what_is_supported():
 
 def test_a_chosen_layer_that_is_a_mixture_gives_way_to_the_nearest_dense_one():
     decoder = Decoder(tiny_model("deepseek"))
-    moved = nearest_dense(decoder, LayerChoice(3, "trace", "clear"))
+    moved = _dense(decoder, LayerChoice(3, "trace", "clear"))
     assert moved.layer == 1 and "layer 3 is a mixture" in moved.reason and moved.how == "trace"
     kept = LayerChoice(0, "trace", "clear")
-    assert nearest_dense(decoder, kept) == kept
+    assert _dense(decoder, kept) == kept
 
 
 if __name__ == "__main__":

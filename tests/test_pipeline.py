@@ -9,9 +9,11 @@ from mlx.utils import tree_flatten
 from tiny import tiny_model
 
 import rome_mlx as rm
+from rome_mlx.editing.layer_choice import layer_to_edit
+from rome_mlx.editing.methods import METHODS
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.probabilities import target_probabilities
-from rome_mlx.pipeline import choose_layer, locate_then_edit_all
+from rome_mlx.pipeline import locate_then_edit_all
 from rome_mlx.tracing.decision import decide, first_candidate, scaled_window
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
@@ -119,8 +121,24 @@ def test_fine_tuning_needs_no_moments():
 def test_an_unclear_trace_falls_back_and_says_so(run):
     model, decoder = run[0], Decoder(run[0])
     found = rm.trace(model, FakeTokenizer(), REQUEST.fact, kind="mlp", window=2, noise=1e-6)
-    choice = choose_layer(decoder, found)
-    assert choice.how == "preset" and "not clear" in choice.reason
+    assert found.decisive_layer is None and not found.decision.clear
+    choice = layer_to_edit(decoder, METHODS["rome"], traces=[found])
+    assert choice.how == "depth" and "not clear" in choice.reason
+
+
+def test_a_trace_says_the_same_layer_whatever_it_restores():
+    """Windows of ten exclude the lower layers, and hidden states have another peak: neither was
+    what an edit followed."""
+    model = tiny_model("llama", num_hidden_layers=12)
+    rule = rm.trace(model, FakeTokenizer(), REQUEST.fact, kind="mlp", samples=2, noise=0.5,
+                    window=scaled_window(12), token_range="subject_last")
+    np.testing.assert_array_equal(rule.deciding, rule.scores[0])
+    for options in (dict(kind="hidden"), dict(kind="mlp", window=10), dict(kind="attn"),
+                    dict(severed="mlp"), dict(token_range=(0, 1))):
+        other = rm.trace(model, FakeTokenizer(), REQUEST.fact, samples=2, noise=0.5, **options)
+        np.testing.assert_allclose(other.deciding, rule.deciding, atol=1e-6)
+        assert other.decisive_layer == rule.decisive_layer
+        assert other.to_json()["decisive_layer"] == rule.decisive_layer
 
 
 def test_layer_0_does_not_decide_by_dominating_every_window_that_holds_it():

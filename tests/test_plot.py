@@ -18,7 +18,8 @@ def made(kind="hidden", tokens=TOKENS, subject_range=(1, 4), layers=6, severed=N
     scores[subject_range[1] - 1, 2] = 0.8
     return Trace("The {} is in $1_a^b$", "Eiffel Tower", kind, severed, 10, 10, "s3", 0.35,
                  " Paris", 7, 0.9, 0.1, list(range(len(tokens))), list(tokens), subject_range,
-                 "all", list(range(len(tokens))), scores, scores * 0)
+                 "all", list(range(len(tokens))), scores, scores * 0,
+                 scores[subject_range[1] - 1])
 
 
 @pytest.mark.parametrize("kind, strongest", [("hidden", "blue"), ("mlp", "green"),
@@ -67,7 +68,7 @@ def test_average_effects_have_a_panel_for_each_kind(tmp_path):
                          for kind in ("mlp", "attn")}}
     widths = []
     for kinds in (["mlp"], ["mlp", "attn"]):
-        effects = AverageEffects({"kinds": kinds, "layers": 3, "window": 2}, [record] * 3, [])
+        effects = AverageEffects({"kinds": kinds, "layers": 3, "window": 2}, None, [record] * 3, [])
         widths.append(imread(effects.plot(tmp_path / "average.png")).shape[1])
     assert widths[1] == 2 * widths[0]
 

@@ -203,11 +203,10 @@ def test_a_trace_names_its_effects_and_writes_them_as_json():
     np.testing.assert_allclose(found.recovery, 100 * effect / total)
 
 
-def test_a_layer_cannot_be_named_without_the_subjects_last_token():
-    found = traced(tiny_model("llama"), token_range=(6, 9))
-    assert found.to_json()["decisive_layer"] is None
-    with pytest.raises(RomeError, match="last token was not traced"):
-        found.decision  # noqa: B018
+def test_a_layer_is_named_also_where_the_subjects_last_token_is_not_shown():
+    some, whole = (traced(tiny_model("llama"), token_range=tokens) for tokens in ((6, 9), "all"))
+    np.testing.assert_allclose(some.deciding, whole.deciding, atol=1e-6)
+    assert some.decision.layer == whole.decision.layer
 
 
 def test_recovery_of_nothing_is_refused():

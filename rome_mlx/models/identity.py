@@ -101,9 +101,9 @@ def _sampled(node, path: str) -> Iterator[tuple[str, mx.array]]:
     names are those of a model without adapters and edits."""
     if isinstance(node, list | tuple):
         node = dict(enumerate(node))
-    record, adapter = record_of(node), _is_adapter(node)
-    if record is not None:
+    if (record := record_of(node)) is not None:
         node = record.original
+    adapter = _is_adapter(node)
     for name, value in node.items():
         inside = path if adapter else f"{path}.{name}"
         if isinstance(value, dict | list | tuple):
