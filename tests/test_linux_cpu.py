@@ -1,9 +1,11 @@
 import sys
+from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.models import base
 from scipy.special import logsumexp
 from tiny import tiny_model
 
@@ -69,12 +71,103 @@ def test_a_llama_computes_the_same_and_gets_its_own_modules_back():
     assert [type(mlp) for mlp in mlps] == classes
 
 
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v2"])
+def test_both_ways_that_mlx_lm_writes_a_gated_mlp_are_recognised(kind, monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    mlp = tiny_model(kind).model.layers[0].mlp
+    cls = type(mlp)
+    with fast_gates([mlp]):
+        assert type(mlp) is not cls
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_other_mlps_are_left_alone(kind):
     mlps = [m for name, m in tiny_model(kind).named_modules() if name.endswith("mlp")]
     classes = [type(mlp) for mlp in mlps]
     with fast_gates(mlps):
         assert [type(mlp) for mlp in mlps] == classes and isinstance(mlps[0], nn.Module)
+
+
+# the names of mlx-lm's llama, and other arithmetic
+LOOK_ALIKES = {
+    "another swiglu": """
+def swiglu(gate, up):
+    return mx.sigmoid(gate) * up
+
+class MLP(llama.MLP):
+    def __call__(self, x):
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+""",
+    "gate and up exchanged": """
+from mlx_lm.models.activations import swiglu
+
+class MLP(llama.MLP):
+    def __call__(self, x):
+        return self.down_proj(swiglu(self.up_proj(x), self.gate_proj(x)))
+""",
+    "the input added": """
+from mlx_lm.models.activations import swiglu
+
+class MLP(llama.MLP):
+    def __call__(self, x):
+        return x + self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+"""}
+
+
+def look_alike(source: str, name: str) -> type:
+    """The class `name` of a module of its own, as a new model file of mlx-lm would be."""
+    file = ModuleType("look_alike")
+    exec(f"import mlx.core as mx\nfrom mlx_lm.models import llama\n{source}", vars(file))
+    return getattr(file, name)
+
+
+@pytest.mark.parametrize("source", LOOK_ALIKES.values(), ids=LOOK_ALIKES)
+def test_an_mlp_of_the_same_names_and_other_arithmetic_is_left_alone(source, monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    mlp = tiny_model("llama").model.layers[0].mlp
+    mlp.__class__ = look_alike(source, "MLP")
+    x = mx.random.normal((2, 32), key=mx.random.key(0))
+    expected = np.array(mlp(x))
+    with fast_gates([mlp]):
+        np.testing.assert_array_equal(mlp(x), expected)
+
+
+def test_an_attention_with_a_function_of_the_same_name_is_left_alone(monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    file = ModuleType("look_alike")
+    exec("def scaled_dot_product_attention(queries, keys, values, cache, scale, mask):\n"
+         "    return queries\n"
+         "class Attention:\n"
+         "    def __call__(self, x):\n"
+         "        return scaled_dot_product_attention(x, x, x, None, 1.0, 'causal')\n", vars(file))
+    monkeypatch.setitem(sys.modules, "look_alike", file)
+    attention, x = file.Attention(), mx.random.normal((1, 1, 5, 8), key=mx.random.key(0))
+    file.Attention.__module__ = "look_alike"
+    with linux_cpu.fast_attention([attention]):
+        assert attention(x) is x
+
+
+def test_an_attention_that_inherits_its_call_is_fast_too(monkeypatch):
+    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+    cls = look_alike("class Attention(llama.Attention):\n    pass", "Attention")
+    attention = tiny_model("llama").model.layers[0].self_attn
+    attention.__class__ = cls
+    calls, fast = [], linux_cpu.causal_attention
+    monkeypatch.setattr(linux_cpu, "causal_attention",
+                        lambda *arguments: calls.append(1) or fast(*arguments))
+    x = mx.random.normal((1, 5, 32), key=mx.random.key(0))
+    expected = np.array(attention(x, mask="causal"))
+    with linux_cpu.fast_attention([attention]):
+        np.testing.assert_allclose(attention(x, mask="causal"), expected, atol=1e-5)
+    assert calls == [1]
+
+
+def test_attention_sinks_are_left_to_mlx(monkeypatch):
+    monkeypatch.setattr(linux_cpu, "causal_attention", None)
+    x, sinks = mx.random.normal((1, 2, 5, 8), key=mx.random.key(0)), mx.array([0.5, 2.0])
+    plain = base.scaled_dot_product_attention
+    found = linux_cpu._attention(plain, x, x, x, None, 1.0, "causal", sinks)
+    np.testing.assert_array_equal(found, plain(x, x, x, None, 1.0, "causal", sinks))
 
 
 @pytest.mark.parametrize("options", [{}, {"base": 5e5, "scale": 0.25}])

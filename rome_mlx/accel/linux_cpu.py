@@ -9,17 +9,17 @@ attention pass gradients.
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import FunctionType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models import activations, base
 
-_GATED = {"down_proj", "swiglu", "gate_proj", "up_proj"}
 _QUERIES = 32  # positions of a block of attention
 _CHUNK = 1 << 18  # numbers at a time, so that a chunk stays in the cache
 _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="rome-mlx")
@@ -38,9 +38,29 @@ def fast_gates(mlps: list[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for mlp in mlps if slow_exponentials() else ():
-            if set(type(mlp).__call__.__code__.co_names) == _GATED:
+            if _is_gated(type(mlp).__call__):
                 stack.enter_context(_fast_gate(mlp))
         yield
+
+
+def _is_gated(call: Callable) -> bool:
+    """Whether a `__call__` is one of the two below, instruction by instruction, and its swiglu
+    is mlx-lm's."""
+
+    def returned(self, x):
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    def named(self, x):
+        down_proj = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return down_proj
+
+    def instructions(function):
+        code = function.__code__
+        return code.co_code, code.co_names, code.co_argcount
+
+    return (isinstance(call, FunctionType)
+            and call.__globals__.get("swiglu") is activations.swiglu
+            and instructions(call) in (instructions(returned), instructions(named)))
 
 
 @contextmanager
@@ -102,24 +122,25 @@ def _angles(rope: nn.RoPE, offset: mx.array, tokens: int) -> tuple[mx.array, mx.
 def fast_attention(attentions: list[nn.Module]) -> Iterator[None]:
     """Compute causal attention over whole float32 rows with numpy's exponentials.
 
-    mlx-lm's attentions call `scaled_dot_product_attention` of their own file; those that do
-    something else are left as they are, as are all of them elsewhere.
+    mlx-lm's attentions call `scaled_dot_product_attention` by that name, in their own files. Where
+    the name stands for another function, it is left as it is, as are all of them elsewhere.
     """
-    name = "scaled_dot_product_attention"
-    files = {sys.modules[type(attention).__module__] for attention in attentions}
+    name, plain = "scaled_dot_product_attention", base.scaled_dot_product_attention
     with ExitStack() as stack:
-        for file in files if slow_exponentials() else ():
-            if plain := getattr(file, name, None):
-                setattr(file, name, partial(_attention, plain))
-                stack.callback(setattr, file, name, plain)
+        for attention in attentions if slow_exponentials() else ():
+            for cls in type(attention).__mro__:
+                names = getattr(vars(cls).get("__call__"), "__globals__", {})
+                if names.get(name) is plain:
+                    names[name] = partial(_attention, plain)
+                    stack.callback(names.__setitem__, name, plain)
         yield
 
 
-def _attention(plain, queries, keys, values, cache, scale, mask, **options) -> mx.array:
-    same = queries.shape[2] == keys.shape[2]
-    if mask != "causal" or options or not same or queries.dtype != mx.float32:
-        return plain(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
-    return causal_attention(queries, keys, values, scale)
+def _attention(plain, queries, keys, values, cache, scale, mask, sinks=None) -> mx.array:
+    whole = not hasattr(cache, "bits") and queries.shape[2] == keys.shape[2]
+    if whole and mask == "causal" and sinks is None and queries.dtype == mx.float32:
+        return causal_attention(queries, keys, values, scale)
+    return plain(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
 
 
 def causal_attention(queries: mx.array, keys: mx.array, values: mx.array,
