@@ -5,11 +5,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
+from scipy.special import logsumexp
 from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.editing.lowrank import dense
 from rome_mlx.evaluation.collapse import NORM_LIMIT, PERPLEXITY_LIMIT, Guard, perplexity
+from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import find_module
 from rome_mlx.models.weights import weight as dequantized
 from rome_mlx.storage.places import read_lines
@@ -32,6 +34,19 @@ def test_perplexity_is_that_of_every_line_read_alone():
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         nll += (-mx.take_along_axis(log_p, ids[0, 1:, None], axis=1)[:, 0]).tolist()
     assert perplexity(model, tokenizer) == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
+
+
+def test_perplexity_in_bfloat16_is_that_of_its_logits_in_float64():
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    model.set_dtype(mx.bfloat16)
+    decoder, nll = Decoder(model), []
+    rows = [tokenizer.encode(line)[:64] for line in read_lines("neutral.txt")]
+    width = max(map(len, rows))
+    h = decoder.run(decoder.enter(decoder.embed([row + [0] * (width - len(row)) for row in rows])))
+    for row, logits in zip(rows, decoder.logits(h).astype(mx.float32), strict=True):
+        read = np.array(logits, np.float64)[: len(row) - 1]
+        nll += (logsumexp(read, axis=1) - read[range(len(read)), row[1:]]).tolist()
+    assert perplexity(model, tokenizer) == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
 
 
 def test_growth_counts_all_applied_edits_together():

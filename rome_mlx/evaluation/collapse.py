@@ -73,13 +73,14 @@ class Guard:
 
 
 def perplexity(model, tokenizer) -> float:
-    """exp of the mean NLL a token over the lines of data/neutral.txt, each read alone."""
+    """exp of the mean NLL per token over the lines of data/neutral.txt, each read alone."""
     rows = [encode(tokenizer, line).ids[:_LENGTH] for line in read_lines("neutral.txt")]
     width, decoder = max(map(len, rows)), Decoder(model)
     h = decoder.run(decoder.enter(decoder.embed([row + [0] * (width - len(row)) for row in rows])))
     read = [(i, t) for i, row in enumerate(rows) for t in range(len(row) - 1)]
-    logits = decoder.logits(h[tuple(mx.array(x) for x in zip(*read, strict=True))])
+    h = h[tuple(mx.array(x) for x in zip(*read, strict=True))]
+    logits = decoder.logits(h).astype(mx.float32)
     targets = mx.array([rows[i][t + 1] for i, t in read])
     chosen = mx.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    nll = (mx.logsumexp(logits, axis=1) - chosen).astype(mx.float32)
+    nll = mx.logsumexp(logits, axis=1) - chosen
     return float(np.exp(np.array(nll, np.float64).mean()))
