@@ -7,6 +7,7 @@ from test_average import Letters
 from tiny import tiny_model
 
 from rome_mlx.errors import RomeError
+from rome_mlx.models.architectures import SUPPORTED
 from rome_mlx.tracing.patching import activation_patching
 
 KINDS = ["llama", "gpt2", "gemma3_text"]
@@ -39,6 +40,18 @@ def test_patching_all_of_a_blocks_output_brings_everything_back(model):
     recovery = patch(model, component="output")
     assert list(recovery) == [0, 1, 2, 3]
     np.testing.assert_allclose(list(recovery.values()), 100, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", sorted(SUPPORTED))
+def test_every_model_type_can_be_patched(kind):
+    model = tiny_model(kind, seed=5), Letters()
+    whole = patch(model, component="output")
+    np.testing.assert_allclose(list(whole.values()), 100, atol=0.05)
+    last = patch(model, component="output", positions=[8, 9], layers=[3])
+    assert last[3] == pytest.approx(100, abs=0.05)
+    for component in ("mlp", "self_attn"):
+        part = patch(model, component=component, positions=[8, 9], layers=[1])[1]
+        assert np.isfinite(part) and part not in (0, 100)
 
 
 def test_the_last_layers_output_decides_at_the_last_position_alone(model):

@@ -61,9 +61,8 @@ def activation_patching(model, tokenizer, *, clean_text: str, corrupted_text: st
 
     recovery = {}
     for layer, path in paths.items():
-        values = clean_states[path][:, mx.array(sources)]
-        _, logits = _run(model, corrupted_ids, replace={path: lambda out, v=values: v},
-                         positions=targets)
+        values = _first(clean_states[path])[:, mx.array(sources)]
+        _, logits = _run(model, corrupted_ids, replace={path: _put(values, targets)})
         recovery[layer] = 100 * (read(logits) - corrupted) / (clean - corrupted)
     if plot:
         _plot(recovery, plot, component, measure, tokenizer.decode([good]).strip(), clean_text)
@@ -95,9 +94,24 @@ def _aligned(clean: int, corrupted: int, positions, align: str) -> tuple[list[in
     return targets, [p + shift for p in targets]
 
 
-def _run(model, ids: list[int], keep=(), replace=None, positions=None):
+def _first(out):
+    """A module's output (rows, tokens, dim); some give a tuple that begins with it."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _put(values: mx.array, positions: list[int]):
+    """A function that writes values (1, positions, dim) into a module's output."""
+    def function(out):
+        state = mx.array(_first(out))
+        state[:, mx.array(positions)] = values.astype(state.dtype)
+        return (state, *out[1:]) if isinstance(out, tuple) else state
+
+    return function
+
+
+def _run(model, ids: list[int], keep=(), replace=None):
     """What was kept, by path, and the last position's logits (vocabulary,) float32."""
-    with intercept(model, keep=keep, replace=replace, positions=positions) as seen:
+    with intercept(model, keep=keep, replace=replace) as seen:
         logits = model(mx.array([ids]))[0, -1].astype(mx.float32)
         mx.eval(logits, seen)
     return seen, logits
