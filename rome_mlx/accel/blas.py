@@ -1,8 +1,9 @@
-"""A fast BLAS for MLX on a Linux CPU. Import before mlx.
+"""A fast BLAS for MLX on a Linux CPU.
 
 MLX's Linux CPU build links the reference BLAS, tens of times slower than the machine can do. It
 looks `cblas_sgemm` up in the global symbol scope first, so an OpenBLAS loaded there earlier is
-used instead. Nothing happens on other systems; ROME_MLX_BLAS=0 turns it off.
+used instead; where mlx was imported before, its calls are led there (`relink`). Nothing happens
+on other systems; ROME_MLX_BLAS=0 turns it off.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..storage.places import cache_directory
@@ -21,36 +23,52 @@ from ..storage.places import cache_directory
 
 def candidates() -> list[str]:
     """OpenBLAS libraries with plain symbol names: the `cmeel-openblas` wheel's, the system's."""
-    wheels = [Path(p) / "cmeel.prefix/lib/libopenblas.so.0" for p in sys.path if p]
-    found = [str(path) for path in wheels if path.is_file()]
-    if system := ctypes.util.find_library("openblas"):
-        found.append(system)
-    return found
+    return list(_candidates())
+
+
+def _candidates() -> Iterator[str]:
+    for path in filter(None, sys.path):
+        if (wheel := Path(path) / "cmeel.prefix/lib/libopenblas.so.0").is_file():
+            yield str(wheel)
+    if system := ctypes.util.find_library("openblas"):  # asks other programs: tenths of a second
+        yield system
 
 
 def load() -> str | None:
     """Load an OpenBLAS for MLX where that helps; its path, or None. Never raises."""
     if platform.system() != "Linux" or os.environ.get("ROME_MLX_BLAS") == "0":
         return None
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home directory
-        paths = candidates()
-        if "mlx.core" in sys.modules:
-            _warn_too_late(paths)
-            return None
-        for path in paths:
-            for prepare in (lambda: None, _provide_gfortran):
-                with contextlib.suppress(OSError):
-                    prepare()
-                    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    early = "mlx.core" not in sys.modules
+    with contextlib.suppress(OSError):
+        for path in _candidates():
+            with contextlib.suppress(Exception):  # whatever it is, MLX works without
+                library = _open(path)
+                if early or _relink(library):
                     return path
+        if not early and candidates():
+            _warn_too_late()
     return None
 
 
-def _warn_too_late(paths: list[str]) -> None:
+def _open(path: str) -> ctypes.CDLL:
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    _provide_gfortran()
+    return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def _relink(library: ctypes.CDLL) -> bool:
+    from .relink import relink
+
+    return relink(str(Path(sys.modules["mlx.core"].__file__).parent / "lib/libmlx.so"), library)
+
+
+def _warn_too_late() -> None:
     mx = sys.modules["mlx.core"]
-    if paths and mx.default_device() == mx.cpu:
-        warnings.warn("mlx was imported before rome_mlx: importing rome_mlx first makes "
-                      "matrix products about 30 times faster on this CPU", stacklevel=4)
+    if mx.default_device() == mx.cpu:
+        warnings.warn("mlx was imported before rome_mlx, and could not be given a fast BLAS any "
+                      "more: importing rome_mlx first makes matrix products about 30 times faster "
+                      "on this CPU", stacklevel=4)
 
 
 def status() -> str:
