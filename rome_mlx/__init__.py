@@ -1,35 +1,84 @@
 """Locate, edit and verify facts in language models on Apple MLX."""
 
-from .accel import blas  # noqa: F401  a fast BLAS has to be there before mlx is
-from .editing.edit import Edit, stack
-from .editing.lowrank import LowRank
-from .editing.methods.alphaedit import AlphaEditHyperparameters, alphaedit
-from .editing.methods.emmet import EmmetHyperparameters, emmet
-from .editing.methods.finetune import FineTuneHyperparameters, finetune, finetune_l
-from .editing.methods.lora import LoraHyperparameters, lora
-from .editing.methods.memit import MemitHyperparameters, memit
-from .editing.methods.rome import Hyperparameters, p_rome, r_rome, rome
-from .editing.saved import load_edit
-from .editing.sequence import in_sequence
-from .errors import RomeError
-from .evaluation.collapse import Guard, Health
-from .evaluation.verify import Verification, verify
-from .facts import EditRequest, Fact
-from .models.hooks import intercept
-from .models.loading import load
-from .moments.estimator import Moments, SecondMoment, second_moments
-from .pipeline import locate_then_edit
-from .storage.fact_files import read_facts
-from .tracing.average import AverageEffects, average_effects
-from .tracing.patching import activation_patching
-from .tracing.trace import Trace, trace
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AlphaEditHyperparameters", "AverageEffects", "Edit", "EditRequest",
-    "EmmetHyperparameters", "Fact", "FineTuneHyperparameters", "Guard", "Health", "Hyperparameters",
-    "LoraHyperparameters", "LowRank", "MemitHyperparameters", "Moments", "RomeError",
-    "SecondMoment", "Trace", "Verification", "activation_patching", "alphaedit",
-    "average_effects", "emmet", "finetune", "finetune_l", "in_sequence", "intercept", "load",
-    "load_edit", "locate_then_edit", "lora", "memit", "p_rome", "r_rome", "read_facts", "rome",
-    "second_moments", "stack", "trace", "verify",
-]
+from .accel import blas  # noqa: F401  a fast BLAS, best before mlx is there
+
+#: module -> names, each imported when it is asked for: all of them take seconds
+_HOMES = {
+    "editing.edit": ("Edit", "stack"),
+    "editing.lowrank": ("LowRank",),
+    "editing.methods.alphaedit": ("AlphaEditHyperparameters", "alphaedit"),
+    "editing.methods.emmet": ("EmmetHyperparameters", "emmet"),
+    "editing.methods.finetune": ("FineTuneHyperparameters", "finetune", "finetune_l"),
+    "editing.methods.lora": ("LoraHyperparameters", "lora"),
+    "editing.methods.memit": ("MemitHyperparameters", "memit"),
+    "editing.methods.rome": ("Hyperparameters", "p_rome", "r_rome", "rome"),
+    "editing.saved": ("load_edit",),
+    "editing.sequence": ("in_sequence",),
+    "errors": ("RomeError",),
+    "evaluation.collapse": ("Guard", "Health"),
+    "evaluation.verify": ("Verification", "verify"),
+    "facts": ("EditRequest", "Fact"),
+    "models.hooks": ("intercept",),
+    "models.loading": ("load",),
+    "moments.estimator": ("Moments", "SecondMoment", "second_moments"),
+    "pipeline": ("locate_then_edit",),
+    "storage.fact_files": ("read_facts",),
+    "tracing.average": ("AverageEffects", "average_effects"),
+    "tracing.patching": ("activation_patching",),
+    "tracing.trace": ("Trace", "trace"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_MODULES)
+
+if TYPE_CHECKING:
+    from .editing.edit import Edit as Edit
+    from .editing.edit import stack as stack
+    from .editing.lowrank import LowRank as LowRank
+    from .editing.methods.alphaedit import AlphaEditHyperparameters as AlphaEditHyperparameters
+    from .editing.methods.alphaedit import alphaedit as alphaedit
+    from .editing.methods.emmet import EmmetHyperparameters as EmmetHyperparameters
+    from .editing.methods.emmet import emmet as emmet
+    from .editing.methods.finetune import FineTuneHyperparameters as FineTuneHyperparameters
+    from .editing.methods.finetune import finetune as finetune
+    from .editing.methods.finetune import finetune_l as finetune_l
+    from .editing.methods.lora import LoraHyperparameters as LoraHyperparameters
+    from .editing.methods.lora import lora as lora
+    from .editing.methods.memit import MemitHyperparameters as MemitHyperparameters
+    from .editing.methods.memit import memit as memit
+    from .editing.methods.rome import Hyperparameters as Hyperparameters
+    from .editing.methods.rome import p_rome as p_rome
+    from .editing.methods.rome import r_rome as r_rome
+    from .editing.methods.rome import rome as rome
+    from .editing.saved import load_edit as load_edit
+    from .editing.sequence import in_sequence as in_sequence
+    from .errors import RomeError as RomeError
+    from .evaluation.collapse import Guard as Guard
+    from .evaluation.collapse import Health as Health
+    from .evaluation.verify import Verification as Verification
+    from .evaluation.verify import verify as verify
+    from .facts import EditRequest as EditRequest
+    from .facts import Fact as Fact
+    from .models.hooks import intercept as intercept
+    from .models.loading import load as load
+    from .moments.estimator import Moments as Moments
+    from .moments.estimator import SecondMoment as SecondMoment
+    from .moments.estimator import second_moments as second_moments
+    from .pipeline import locate_then_edit as locate_then_edit
+    from .storage.fact_files import read_facts as read_facts
+    from .tracing.average import AverageEffects as AverageEffects
+    from .tracing.average import average_effects as average_effects
+    from .tracing.patching import activation_patching as activation_patching
+    from .tracing.trace import Trace as Trace
+    from .tracing.trace import trace as trace
+else:
+    def __getattr__(name: str):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

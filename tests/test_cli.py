@@ -125,6 +125,18 @@ def test_help_shows_every_command():
         assert name in out
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["edit", "--help"]])
+def test_help_and_version_import_nothing_that_takes_long(arguments):
+    code = ("import sys, rome_mlx_start, rome_mlx\n"
+            "try: rome_mlx_start.main()\n"
+            "except SystemExit: pass\n"
+            "print('slow:', {'mlx', 'mlx_lm', 'transformers', 'scipy', 'datasets', 'matplotlib'}\n"
+            "      & sys.modules.keys())")
+    out = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True,
+                         check=True).stdout
+    assert len(out.splitlines()) > 1 and out.endswith("slow: set()\n")
+
+
 @pytest.mark.parametrize("command", [
     "trace", "locate", "edit", "edits", "edits show", "edits stack", "edits fuse", "moments",
     "eval", "eval counterfact", "eval zsre", "eval compare", "import-gguf", "doctor"])

@@ -68,7 +68,7 @@ def _warn_too_late() -> None:
     if mx.default_device() == mx.cpu:
         warnings.warn("mlx was imported before rome_mlx, and could not be given a fast BLAS any "
                       "more: importing rome_mlx first makes matrix products about 30 times faster "
-                      "on this CPU", stacklevel=4)
+                      "on this CPU", stacklevel=5)
 
 
 def status() -> str:

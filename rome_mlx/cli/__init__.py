@@ -9,6 +9,8 @@ import os
 import sys
 from importlib.metadata import version
 
+from ..errors import RomeError
+
 #: command -> (module, what it does)
 COMMANDS = {
     "trace": ("trace", "find which states carry a fact (causal tracing)"),
@@ -42,16 +44,17 @@ def main(argv: list[str] | None = None) -> int:
                                 '      --subject "The Eiffel Tower" --target-new Rome')
     parser.add_argument("--version", action="version", version=f"rome-mlx {version('rome-mlx')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules = {}
+    word = next((word for word in argv if not word.startswith("-")), None)
     for name, (module, summary) in COMMANDS.items():
-        modules[name] = importlib.import_module(f".{module}", __name__)
-        modules[name].add_arguments(
-            commands.add_parser(name, help=summary, description=modules[name].__doc__))
+        command = commands.add_parser(name, help=summary)
+        if name == word:  # the others need not be imported
+            chosen = importlib.import_module(f".{module}", __name__)
+            command.description = chosen.__doc__
+            chosen.add_arguments(command)
     args = parser.parse_args(argv)
-    from ..errors import RomeError
 
     try:
-        status = modules[args.command].run(args) or 0
+        status = chosen.run(args) or 0
         sys.stdout.flush()
         return status
     except RomeError as error:
