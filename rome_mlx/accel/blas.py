@@ -44,6 +44,7 @@ def load() -> str | None:
             with contextlib.suppress(Exception):  # whatever it is, MLX works without
                 library = _open(path)
                 if early or _relink(library):
+                    _follow_load(library)
                     return path
         if not early and candidates():
             _warn_too_late()
@@ -61,6 +62,13 @@ def _relink(library: ctypes.CDLL) -> bool:
     from .relink import relink
 
     return relink(str(Path(sys.modules["mlx.core"].__file__).parent / "lib/libmlx.so"), library)
+
+
+def _follow_load(library: ctypes.CDLL) -> None:
+    from .threads import follow
+
+    with contextlib.suppress(Exception):
+        follow(library)
 
 
 def _warn_too_late() -> None:
