@@ -31,7 +31,7 @@ from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import case_measures, case_scores  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
 from rome_mlx.models.identity import Identity  # noqa: E402
-from rome_mlx.storage.run import Item, Run  # noqa: E402
+from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 
 EVERY = 10
 PANELS = (("latest", "the latest ten edits hold, %"), ("first", "the first ten edits hold, %"),

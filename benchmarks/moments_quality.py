@@ -28,7 +28,7 @@ from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.identity import Identity
 from rome_mlx.moments import files as store
 from rome_mlx.moments.quality import subject_keys
-from rome_mlx.storage.run import Item, Run
+from rome_mlx.storage.run_store import Item, Run
 
 SIZES = {"text": (3_000, 10_000, 30_000, 100_000, 300_000),
          "self": (3_000, 10_000, 30_000, 100_000)}

@@ -34,7 +34,7 @@ from rome_mlx.evaluation.summary import ceiling_share, summarize  # noqa: E402
 from rome_mlx.models.identity import Identity  # noqa: E402
 from rome_mlx.moments.files import layer_path  # noqa: E402
 from rome_mlx.moments.lookup import moment_matrix  # noqa: E402
-from rome_mlx.storage.run import Item, Run  # noqa: E402
+from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 
 #: lengths of the context templates: (how many, of how many tokens)
 FEW, SHORT, LONG = [[1, 10], [2, 20]], [[2, 5], [3, 10]], [[2, 10], [3, 20]]

@@ -125,7 +125,8 @@ def test_help_shows_every_command():
         assert name in out
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["trace", "--help"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["edit", "--help"],
+                                       ["eval", "counterfact", "--help"], ["models", "--help"]])
 def test_help_and_version_import_nothing_that_takes_long(arguments):
     code = ("import sys, rome_mlx_start, rome_mlx\n"
             "try: rome_mlx_start.main()\n"

@@ -27,6 +27,7 @@ from rome_mlx.editing.value import _logits, _rows, _suffixes, optimize_values
 from rome_mlx.models.architectures import SUPPORTED, installed_types
 from rome_mlx.models.decoder import Decoder, Prefix
 from rome_mlx.models.refused import REFUSED
+from rome_mlx.models.tokens import encode
 from rome_mlx.models.weights import weight, weight_shape
 
 LAYER = 1
@@ -175,7 +176,7 @@ def test_restoring_the_mlp_in_the_models_own_forward_gives_the_traced_score(case
 
 
 def subject_end(case) -> tuple[mx.array, int]:
-    encoded = rm.tokens.encode(TOKENIZER, REQUEST.text)
+    encoded = encode(TOKENIZER, REQUEST.text)
     return mx.array([encoded.ids]), encoded.range(*REQUEST.subject_span)[1] - 1
 
 

@@ -10,7 +10,8 @@ def whole_way(path: str) -> float:
     fact = rm.Fact("{} is located in the city of", "The Eiffel Tower")
     trace: rm.Trace = rm.trace(model, tokenizer, fact, kind="mlp", samples=4)
     scores: np.ndarray = trace.scores
-    layer: int = trace.decisive_layer
+    decisive: int | None = trace.decisive_layer
+    layer: int = 5 if decisive is None else decisive
     effects: rm.AverageEffects = rm.average_effects(model, tokenizer, [fact], ("mlp",))
     effects.plot("effects.png")
     moments: rm.Moments = rm.second_moments(model, tokenizer, [layer], "self", 1000)

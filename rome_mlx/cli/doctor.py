@@ -77,12 +77,9 @@ def _threads() -> list[str]:
     if platform.system() != "Linux":
         return []
     processors = len(os.sched_getaffinity(0))
-    threads = os.environ.get("OPENBLAS_NUM_THREADS", str(processors))
-    lines = [f"threads: {threads}, on {processors} processors"]
-    if threads != "1":
-        lines.append("several processes at once: set OPENBLAS_NUM_THREADS=1 in each, or they "
-                     "slow one another down, twenty times on two cores")
-    return lines
+    if threads := os.environ.get("OPENBLAS_NUM_THREADS"):
+        return [f"threads: {threads}, as OPENBLAS_NUM_THREADS says, on {processors} processors"]
+    return [f"threads: up to {processors}, fewer while other processes are busy"]
 
 
 def _cache(found: dict, missing: list, args) -> None:

@@ -9,7 +9,6 @@ import sys
 import time
 
 from ..errors import RomeError
-from ..view.story import Story
 from .common import (
     add_model_arguments,
     check_file,
@@ -108,6 +107,7 @@ def run(args) -> int:
 
 def _edit(model, tokenizer, cases, args, given, hp, templates) -> list:
     from ..pipeline import locate_then_edit_all
+    from ..view.story import Story
 
     story = Story(cases[0][0], hp.v_num_grad_steps if hasattr(hp, "v_num_grad_steps")
                   else hp.steps + 1)

@@ -8,11 +8,6 @@ import shutil
 import sys
 import textwrap
 
-from mlx_lm.utils import MODEL_REMAPPING
-
-from ..models.architectures import SUPPORTED, Wrapper, installed_types
-from ..models.refused import NO_ROW, REFUSED
-
 
 def add_arguments(parser) -> None:
     """None: the table is one."""
@@ -27,12 +22,19 @@ def run(args) -> int:
 
 def lines() -> list[str]:
     """A line for every model type of the installed mlx-lm, supported ones first."""
+    from ..models.architectures import SUPPORTED, installed_types
+
     kinds = sorted(installed_types(), key=lambda kind: (kind not in SUPPORTED, kind.lower()))
     return [f"{kind:<23} {'supported' if kind in SUPPORTED else 'refused':<11} {_about(kind)}"
             for kind in kinds]
 
 
 def _about(kind: str) -> str:
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    from ..models.architectures import SUPPORTED, Wrapper
+    from ..models.refused import NO_ROW, REFUSED
+
     row = SUPPORTED.get(kind)
     if row is None:
         return REFUSED.get(kind, NO_ROW)

@@ -15,7 +15,7 @@ from ..models.decoder import Decoder
 from ..models.identity import Identity
 from ..models.loading import describe
 from ..moments.lookup import ensure_moments
-from ..storage.run import Item, Run
+from ..storage.run_store import Item, Run
 from . import metrics, zsre
 from .generation import References, generate, ngram_entropy
 from .side_effects import drift, final_states, neutral_tokens

@@ -12,7 +12,7 @@ from ..models.identity import Identity
 from ..models.loading import describe
 from ..models.tokens import encode
 from ..storage.places import cache_directory
-from ..storage.run import Item, Run
+from ..storage.run_store import Item, Run
 
 
 class Unedited:

@@ -14,7 +14,7 @@ from ..facts import Fact
 from ..models.decoder import Decoder
 from ..models.identity import Identity
 from ..models.probabilities import first_choice
-from ..storage.run import Item, Run
+from ..storage.run_store import Item, Run
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate, scaled_window
 from .trace import KINDS, FactRuns, Trace, check_values
