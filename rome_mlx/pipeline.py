@@ -105,6 +105,8 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
                            traces=found)
     tell("trace", {"traces": found, "choice": choice})
     where = editor.layers_up_to(choice.layer, resolved)
+    if context_templates is None:
+        context_templates = editor.kept_templates(model, tokenizer, seed, resolved)
     if editor.needs_moments:
         moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
                                  moments, seed=seed,

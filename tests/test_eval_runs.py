@@ -127,10 +127,10 @@ def test_batches_and_sequences_measure_every_case_under_all_the_edits(place):
 
 
 def test_the_unedited_model_is_measured_once_for_all_runs(place, unbroken):
-    cached = sorted((place / "cache" / "unedited").rglob("*.json"))
+    cached = sorted((place / "cache" / "kept").rglob("*.json"))
     assert len(cached) == 1 + 24 + 2  # whose they are, scores, and texts of two cases
     run(command(place, "again", "r-rome"), place)
-    assert sorted((place / "cache" / "unedited").rglob("*.json")) == cached
+    assert sorted((place / "cache" / "kept").rglob("*.json")) == cached
     for i in (0, 23):
         one, other = (json.loads((place / name / f"case_{i}.json").read_text())
                       for name in ("unbroken", "again"))

@@ -141,4 +141,7 @@ def test_requests_one_after_the_other_share_the_unedited_models_templates(here, 
     main(["edit", "--requests", "requests.json", "--moments", "moments", "--model", "model",
           "--layer", "2", "--hyperparameters", "h.json", "--save-path", "edit"])
     assert len(drawn) == 1
+    main(["edit", *FACT, "--target-new", "x", "--moments", "moments", "--model", "model",
+          "--layer", "2", "--hyperparameters", "h.json"])
+    assert len(drawn) == 1  # kept from the last time
     assert json.loads((here / "edit/edit.json").read_text())["context_templates"] == drawn[0]

@@ -41,7 +41,7 @@ def run(args) -> int:
 
 
 def _versions() -> str:
-    from ..editing.edit import versions
+    from ..models.loading import versions
 
     return (", ".join(f"{name} {number}" for name, number in versions().items())
             + f", {platform.system()} {platform.machine()}")

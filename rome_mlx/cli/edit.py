@@ -74,7 +74,7 @@ def run(args) -> int:
     model, tokenizer = load_model(args)
     hp = editor.resolve(given, Decoder(model))
     groups = [[case] for case in cases] if editor.one_by_one else [cases]
-    templates = editor.templates(model, tokenizer, args.seed, hp)  # once, of the unedited model
+    templates = editor.kept_templates(model, tokenizer, args.seed, hp)  # before any edit
     guard = Guard(model, tokenizer) if len(cases) > 1 else None
     results, edits, found, started = [], [], [], time.monotonic()
     try:

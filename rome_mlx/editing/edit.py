@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from importlib.metadata import version
 
 import numpy as np
 
@@ -16,7 +14,7 @@ from ..facts import EditRequest
 from ..models import applied
 from ..models.hooks import find_module
 from ..models.identity import Identity, fingerprint, same
-from ..models.loading import describe
+from ..models.loading import describe, versions
 from .adapter import save_edit
 from .lowrank import LowRank, norm
 
@@ -154,11 +152,6 @@ def provenance(model, tokenizer, paths) -> dict:
     about = {**describe(model, tokenizer), "identity": Identity.of(model).to_json()}
     return {"model": about, "versions": versions(),
             "fingerprints": {path: fingerprint(find_module(model, path)) for path in paths}}
-
-
-def versions() -> dict[str, str]:
-    return {**{name: version(name) for name in ("rome-mlx", "mlx", "mlx-lm")},
-            "python": platform.python_version()}
 
 
 def stack(edits) -> Edit:

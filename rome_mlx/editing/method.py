@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import RomeError
 from ..models.decoder import Decoder
+from ..models.kept import Kept
 from .edit import Edit
 from .hyperparameters import preset_name
 
@@ -33,10 +34,6 @@ class Method:
     def published(self):
         """The hyperparameters of the method's authors."""
         return next(iter(self.presets.values()))
-
-    def check_preset(self, given) -> None:
-        """Raises RomeError for a name, a dict or an object that is none of this method's."""
-        self.resolve(given)
 
     def resolve(self, given=None, decoder: Decoder | None = None):
         """The hyperparameters from what a caller may give.
@@ -65,6 +62,13 @@ class Method:
         raise RomeError(f"hyperparameters {given!r} of {self.name}: give 'published', a preset "
                         f"({', '.join(self.presets)}), a dictionary or a "
                         f"{type(published).__name__}")
+
+    def kept_templates(self, model, tokenizer, seed: int, hyperparameters) -> list[str]:
+        """The context templates that are sampled for the model as it is, kept in the cache."""
+        about = {"sampler": self.templates.__qualname__, "seed": seed,
+                 "lengths": getattr(hyperparameters, "context_lengths", None)}
+        return Kept(model, tokenizer).get("templates", about, "The", lambda: self.templates(
+            model, tokenizer, seed, hyperparameters))
 
     def layer_of(self, hyperparameters) -> int | None:
         """The layer that the hyperparameters name, of several the last; None where they name

@@ -13,6 +13,7 @@ from ..editing.sequence import in_sequence
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..models.identity import Identity
+from ..models.kept import Kept
 from ..models.loading import describe
 from ..moments.lookup import ensure_moments
 from ..storage.run_store import Item, Run
@@ -20,7 +21,6 @@ from . import metrics, zsre
 from .generation import References, generate, ngram_entropy
 from .side_effects import drift, final_states, neutral_tokens
 from .summary import summary_of
-from .unedited import Unedited
 
 
 def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = "auto",
@@ -133,7 +133,7 @@ class Measuring:
         self.benchmark = zsre if isinstance(cases[0], zsre.ZsreCase) else metrics
         self.generating = {case.case_id for case in cases[:generations] if case.generation}
         self.references = references
-        self.unedited = Unedited(model, tokenizer)
+        self.unedited = Kept(model, tokenizer)
 
     @cached_property
     def neutral(self) -> tuple[list, list]:

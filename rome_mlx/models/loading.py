@@ -4,8 +4,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,12 @@ def describe(model: nn.Module, tokenizer) -> dict:
                     if mx.issubdtype(w.dtype, mx.floating))
     return {"path": str(path) if path else None, "type": model_type(model),
             "dtype": f"{min(bits)}-bit" if bits else str(floating).removeprefix("mlx.core.")}
+
+
+def versions() -> dict[str, str]:
+    """Of what computes: this package, mlx, mlx-lm and Python."""
+    return {**{name: version(name) for name in ("rome-mlx", "mlx", "mlx-lm")},
+            "python": platform.python_version()}
 
 
 def converted(gguf: str | os.PathLike) -> Path:

@@ -100,7 +100,7 @@ def _rank_one(method, model, tokenizer, request, layer, moments, templates, give
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     matrix = moment_matrix(model, tokenizer, layer, moments)
-    templates = (_sampled(model, tokenizer, seed, hp) if templates is None
+    templates = (rome_templates(model, tokenizer, seed, hp) if templates is None
                  else check_templates(templates))
 
     contexts = in_contexts(request, templates if "{}" in templates else [*_BARE, *templates])
@@ -154,10 +154,10 @@ def rank_one_update(key, direction, value, output) -> tuple[np.ndarray, np.ndarr
     return (value - output) / along, direction
 
 
-def _sampled(model, tokenizer, seed: int, hp) -> list[str]:
+def rome_templates(model, tokenizer, seed: int, hp) -> list[str]:
     return sample_templates(model, tokenizer, seed, hp.context_lengths)
 
 
-ROME = Method("rome", rome, PRESETS, _sampled, one_by_one=True)
-R_ROME = Method("r-rome", r_rome, PRESETS, _sampled, one_by_one=True)
-P_ROME = Method("p-rome", p_rome, PRESETS, _sampled, one_by_one=True)
+ROME = Method("rome", rome, PRESETS, rome_templates, one_by_one=True)
+R_ROME = Method("r-rome", r_rome, PRESETS, rome_templates, one_by_one=True)
+P_ROME = Method("p-rome", p_rome, PRESETS, rome_templates, one_by_one=True)
