@@ -1,4 +1,4 @@
-"""What several tests share: the default model, read once, and the reference numbers."""
+"""What several tests share: the default model, read once, and the data of others."""
 
 import rome_mlx  # isort: skip  the BLAS must be loaded before mlx
 
@@ -33,11 +33,11 @@ def default_model_4bit():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The directory of reference numbers and data beside the repository."""
+    """The directory of data that is not ours to copy, beside the repository."""
     path = Path(os.environ.get("ROME_MLX_SHARED")
                 or Path(__file__).resolve().parents[2] / "shared")
     if not path.is_dir():
-        pytest.skip(f"no reference numbers at {path}; ROME_MLX_SHARED says where they are")
+        pytest.skip(f"no data at {path}; ROME_MLX_SHARED says where it is")
     return path
 
 

@@ -1,9 +1,8 @@
 """Noise is drawn as the released code draws it, at the level that the rule says."""
 
-import json
-
 import numpy as np
 import pytest
+import recorded
 from fakes import FakeTokenizer
 from tiny import tiny_model
 
@@ -81,7 +80,7 @@ def test_an_unknown_noise_rule_is_refused_with_the_choices(rule):
         noise_of(rule)
 
 
-def test_the_default_models_level_is_the_known_subjects(default_model, shared):
-    known = json.loads((shared / "reference/trace.json").read_text())["noise_level"]
+def test_the_default_models_level_is_the_known_subjects(default_model):
+    known = recorded.read("traces.json")["noise_level"]
     model, tokenizer = default_model
     assert corruption(Decoder(model), tokenizer, "s3").level == pytest.approx(known, rel=0.01)

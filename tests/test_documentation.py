@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import recorded
 
 import rome_mlx
 from rome_mlx.cli import COMMANDS
@@ -54,3 +55,9 @@ def test_the_python_names_in_the_docs_are_real(page):
 def test_the_files_in_the_methods_page_exist():
     for name in re.findall(r"`([\w/]+\.py)`", (ROOT / "docs/method.md").read_text("utf-8")):
         assert (ROOT / "rome_mlx" / name).exists(), name
+
+
+def test_the_parity_tests_hold_what_the_readme_claims():
+    table = (ROOT / "README.md").read_text("utf-8").split("## Is it ROME?")[1].split("\n## ")[0]
+    claims = [float(claim) for claim in re.findall(r"\| ([\d.]+e-\d+|[\d.]+) \|$", table, re.M)]
+    assert claims == list(recorded.CLAIMED.values())

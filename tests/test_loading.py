@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 import pytest
+import recorded
 from gguf.constants import GGMLQuantizationType as Type
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
@@ -25,8 +26,8 @@ def probability(model, ids, token):
     return float(mx.softmax(model(mx.array([ids]))[0, -1].astype(mx.float32))[token])
 
 
-def test_the_default_model_says_what_the_reference_says(default_model, shared):
-    traces = json.loads((shared / "reference" / "trace.json").read_text())["traces"]
+def test_the_default_model_says_what_the_reference_says(default_model):
+    traces = recorded.read("traces.json")["traces"]
     model, tokenizer = default_model
     for trace in {t["prompt"]: t for t in traces}.values():
         ids = tokenizer.encode(trace["prompt"])

@@ -61,5 +61,6 @@ def test_the_source_distribution_holds_tests_docs_and_examples(dist):
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     for name in ("tests/tiny.py", "docs/index.md", "mkdocs.yml", "examples/causal_tracing.ipynb",
                  "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile",
-                 "data/neutral.txt", "benchmarks/speed.py"):
+                 "data/neutral.txt", "benchmarks/speed.py", "tests/reference/traces.json",
+                 "tests/reference/second_moment_layer_8.safetensors"):
         assert name in names, name
