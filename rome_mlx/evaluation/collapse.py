@@ -1,8 +1,8 @@
 """Does the model still stand? Edits that follow one another can wreck it, all at once.
 
 What is watched: by how much each edited weight has grown, and how well the model still reads a
-short text on nothing in particular (perplexity). The limits are a choice: beyond all that was
-measured on the default model while it was well (docs/editing.md).
+short text on nothing in particular (perplexity). The limits are a choice, made after a hundred
+edits in a row on the default model, in one order (docs/editing.md).
 """
 
 from dataclasses import asdict, dataclass

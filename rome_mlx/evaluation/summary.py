@@ -11,7 +11,7 @@ _OTHERS = ("ngram_entropy", "reference_score", "kl_drift")
 
 
 def summary_of(results: list[dict], about: dict, benchmark) -> dict:
-    """The summary of cases' files: edited, "unedited", and the share of the reachable score.
+    """The summary of cases' files: edited, "unedited", and the share of the ceiling.
 
     benchmark: the module whose case_measures and SCORE they are by.
     """
@@ -44,7 +44,8 @@ def summarize(cases: list[dict], score: tuple[str, ...] = SCORE) -> dict[str, di
 
 
 def ceiling_share(edited: dict, unedited: dict, score: tuple[str, ...] = SCORE) -> float | None:
-    """Percent of the best score that leaves every neighbor as it was; None where that is 0."""
+    """S in percent of the ceiling: the S of an edit that writes every fact and leaves every
+    neighbor as it was. A yardstick, not a bound: an edit can raise NS. None where it is 0."""
     best = _score(np.array([100.0, 100.0, unedited[score[-1]]["mean"]]))
     return 100 * edited["score"]["mean"] / best if best else None
 
