@@ -14,7 +14,7 @@ import rome_mlx as rm
 from rome_mlx.errors import RomeError
 from rome_mlx.facts import Fact
 from rome_mlx.models.probabilities import first_choice
-from rome_mlx.tracing.average import TOKEN_CLASSES, _bootstrap, average_effects, token_classes
+from rome_mlx.tracing.average import TOKEN_CLASSES, _average, average_effects, token_classes
 from rome_mlx.tracing.trace import FactRuns, trace
 
 
@@ -87,7 +87,7 @@ def test_the_interval_holds_the_mean_and_is_the_same_every_time(effects):
 
 def test_the_interval_covers_the_mean_of_known_data_as_often_as_it_says():
     random = np.random.RandomState(1)
-    intervals = [_bootstrap(random.randn(60)).ci95 for _ in range(60)]
+    intervals = [_average(random.randn(60)).ci95 for _ in range(60)]
     assert 0.85 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.99
 
 

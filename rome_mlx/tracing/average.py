@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import RomeError
 from ..facts import Fact
+from ..intervals import ends, resampled
 from ..models.decoder import Decoder
 from ..models.identity import Identity
 from ..models.probabilities import first_choice
@@ -21,7 +22,6 @@ from .trace import KINDS, FactRuns, Trace, check_values
 
 TOKEN_CLASSES = ("subject_first", "subject_middle", "subject_last", "first_subsequent",
                  "further", "last")
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class AverageEffects:
                             f"{', '.join(self.kinds)}, classes {', '.join(TOKEN_CLASSES)}")
         rows = [np.array(record["scores"][kind][token_class]) - record["corrupted_prob"]
                 for record in self.records if token_class in record["scores"][kind]]
-        return _bootstrap(np.array(rows).reshape(-1, self.layers))
+        return _average(np.array(rows).reshape(-1, self.layers))
 
     @property
     def ate(self) -> Effect:
         """Average total effect: clean minus corrupted probability of the answer."""
-        return _bootstrap(self._column("clean_prob") - self._column("corrupted_prob"))
+        return _average(self._column("clean_prob") - self._column("corrupted_prob"))
 
     def thirds(self, kind: str, token_class: str = "subject_last") -> dict[str, float]:
         """Mean AIE over the early, middle and late third of the layers."""
@@ -207,13 +207,10 @@ def _by_class(trace: Trace) -> dict[str, list[float]]:
             for name in TOKEN_CLASSES if name in names}
 
 
-def _bootstrap(rows: np.ndarray) -> Effect:
+def _average(rows: np.ndarray) -> Effect:
     """Mean over rows (facts, ...) and the 2.5 and 97.5 percentiles of resampled facts' means."""
     facts = len(rows)
     if not facts:
         nothing = np.full(rows.shape[1:], np.nan)
         return Effect(nothing, np.stack([nothing, nothing], axis=-1), 0)
-    counts = np.random.RandomState(0).multinomial(facts, np.full(facts, 1 / facts), _RESAMPLES)
-    means = np.tensordot(counts / facts, rows, axes=1)
-    return Effect(rows.mean(axis=0), np.moveaxis(np.percentile(means, [2.5, 97.5], axis=0), 0, -1),
-                  facts)
+    return Effect(rows.mean(axis=0), ends(resampled(rows)), facts)
