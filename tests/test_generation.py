@@ -9,7 +9,7 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.evaluation.generation import References, generate, ngram_entropy
+from rome_mlx.evaluation.generation import References, generate, ngram_entropy, words_of
 
 
 def entropy(items):
@@ -25,6 +25,12 @@ def test_the_entropy_of_a_text_by_hand():
     assert ngram_entropy(["the cat saw the cat and the dog."]) == pytest.approx(expected)
     assert ngram_entropy(["a b a b a b a b a b"]) < ngram_entropy(["a b c d e f g h i j"])
     assert ngram_entropy(["no no no no", "no no no no"]) == 0
+
+
+def test_words_are_of_sentences_as_the_authors_take_them():
+    assert words_of("It isn't in Rome. The U.S. has 3.5 of them, too.") == [
+        "It", "is", "n't", "in", "Rome", ".", "The", "U.S.", "has", "3.5", "of", "them", ",",
+        "too", "."]  # what nltk.word_tokenize gives with its English data
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

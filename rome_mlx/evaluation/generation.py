@@ -15,12 +15,14 @@ import mlx.core as mx
 import nltk
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
+from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 from ..errors import RomeError
 from ..models.tokens import encode
 from ..storage.files import read_json
 
 LENGTH, TOP_K = 100, 5
+_SENTENCES = PunktSentenceTokenizer()
 _NGRAMS = ((2, 2 / 3), (3, 4 / 3))  # (n, weight)
 _FILES = ("attribute_snippets.json", "idf.npy", "tfidf_vocab.json")
 
@@ -63,8 +65,19 @@ def ngram_entropy(texts: Sequence[str]) -> float:
     return 100 * float(np.mean([_entropy(text) for text in texts]))
 
 
+def words_of(text: str) -> list[str]:
+    """Sentences by Punkt without training, and their words by NLTK's tokenizer.
+
+    `nltk.word_tokenize`, which the authors use, has a Punkt trained on English, which has to be
+    downloaded. On 220 texts of the default model 97 % have the same words with both, and GE
+    differs by 0.01 in the mean (one text: 6.3 at most); without sentences it is 3.1 lower.
+    """
+    return [word for sentence in _SENTENCES.tokenize(text)
+            for word in nltk.word_tokenize(sentence, preserve_line=True)]
+
+
 def _entropy(text: str) -> float:
-    words = nltk.word_tokenize(text, preserve_line=True)
+    words = words_of(text)
     total = 0.0
     for n, weight in _NGRAMS:
         counts = np.array(list(Counter(zip(*(words[i:] for i in range(n)),
