@@ -1,8 +1,9 @@
 """The results page's table from run directories.
 
-  python benchmarks/results.py runs/none runs/rome runs/ft --page docs/results.md
+  python benchmarks/results.py runs/rome runs/ft runs/none --page docs/results.md
 
-Takes the place of what stands between the page's two markers; without --page it is printed.
+Measures with [low, high], the ends of their 95 % intervals, and paired differences to the first
+run. Takes the place of what stands between the page's two markers; without --page it is printed.
 """
 
 import argparse
@@ -21,7 +22,6 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 def table(paths: list[str]) -> str:
     """The runs' measures, and what each was run with."""
     lines = [markdown([read_run(path) for path in paths]), "",
-             "± is half the width of the 95 % interval over cases.", "",
              "| run | method | layers | hyperparameters | moments |", "|---|---|---|---|---|"]
     for path in paths:
         settings = read_json(Path(path) / "run.json")
@@ -29,8 +29,17 @@ def table(paths: list[str]) -> str:
             continue
         preset = settings["hyperparameters"].get("preset", "")
         lines.append(f"| {Path(path).name} | {settings['method']} | {settings['layers']} | "
-                     f"{preset} | {Path(settings['moments']).name} |")
+                     f"{preset} | {moments(settings['moments'])} |")
     return "\n".join(lines)
+
+
+def moments(used: str | dict | None) -> str:
+    """What C was counted on, as a run's settings say it: {layer: {"corpus", "tokens", …}}, in
+    older runs a path, None for a method without."""
+    if isinstance(used, dict):
+        return ", ".join(sorted({f"{Path(c['corpus']).name}, {c['tokens']:,} tokens"
+                                 for c in used.values()}))
+    return "" if used is None else Path(used).name
 
 
 def put(page: str, text: str) -> str:

@@ -53,7 +53,7 @@ def wilson(percent: float, n: int) -> list[float]:
     p, z2 = percent / 100, _Z * _Z
     middle = p + z2 / (2 * n)
     half = _Z * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = (100 * (middle + sign * half) / (1 + z2 / n) for sign in (-1, 1))
+    low, high = (float(100 * (middle + sign * half) / (1 + z2 / n)) for sign in (-1, 1))
     return [min(max(low, 0.0), percent), max(min(high, 100.0), percent)]
 
 

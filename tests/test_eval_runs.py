@@ -14,7 +14,7 @@ import pytest
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.view.compare import latex, markdown, read_run, terminal
+from rome_mlx.view.compare import latex, markdown, read_run, terminal, to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
@@ -137,23 +137,84 @@ def test_the_unedited_model_is_measured_once_for_all_runs(place, unbroken):
         assert one["pre"] == other["pre"] and one["post"] != other["post"]
 
 
-def test_runs_are_compared_in_every_form(place, unbroken, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def runs(place, unbroken):
+    """A run of 24 cases and another of the same."""
     run(command(place, "other", "p-rome"), place)
-    runs = [read_run(place / "unbroken"), read_run(place / "other")]
-    assert runs[0]["score"] == json.loads(unbroken["summary.json"])["score"]
+    return [read_run(place / "unbroken"), read_run(place / "other")]
+
+
+def test_runs_are_compared_in_every_form(place, unbroken, runs, tmp_path, capsys):
+    summary = json.loads(unbroken["summary.json"])
+    assert runs[0].summary["score"] == summary["score"] and summary["groups"] == 24
     lines = terminal(runs).splitlines()
-    assert all(len(line) <= 80 for line in lines)
-    assert [line.split()[0] for line in lines[1::2]] == ["unedited", "unbroken", "other"]
-    table = markdown(runs).splitlines()
-    assert len({line.count("|") for line in table}) == 1 and "GE" in table[0]
-    assert latex(runs).count(r"\\") == 4 and "±" not in latex(runs)
+    assert all(len(line) <= 80 for line in lines) and "minus unbroken" in lines[0]
+    assert [line.split()[0] for line in lines[1:5]] == ["S", "unedited", "unbroken", "other"]
+    (head, *table), (title, *changes) = markdown_tables(runs)
+    assert len({line.count("|") for line in [head, *table]}) == 1
+    assert head == "|  | unedited | unbroken | other |"
+    assert title == "Minus unbroken, on the cases of both:"
+    assert changes[0] == "|  | unedited | other |"
+    entropy, = (line for line in table if line.startswith("| GE |"))
+    assert entropy.count("(n 2)") == 3  # of free text there are two cases
+    assert latex(runs).count(r"\\") == len(table) + len(changes) - 1
     files = [tmp_path / name for name in ("t.md", "t.tex", "t.png", "t.json")]
     assert main(["eval", "compare", str(place / "unbroken"), str(place / "other"), "--markdown",
                  str(files[0]), "--latex", str(files[1]), "--plot", str(files[2]), "--json",
                  str(files[3])]) == 0
     assert capsys.readouterr().out == terminal(runs) + "\n"
     assert all(file.stat().st_size > 100 for file in files)
+    assert not any("±" in file.read_text() or r"\pm" in file.read_text() for file in files[:2])
     assert main(["eval", "compare", str(tmp_path)]) == 2
+
+
+def markdown_tables(runs) -> list[list[str]]:
+    """Lines of the tables of values and of differences, each after what stands above it."""
+    values, title, changes, _ = markdown(runs).split("\n\n")
+    return [values.splitlines(), [title, *changes.splitlines()]]
+
+
+def test_differences_are_of_the_same_cases_and_say_to_which_run(runs, place, unbroken, tmp_path):
+    first, other = to_json(runs)
+    assert first["differences"] is None and other["differences"]["to"] == "unbroken"
+    name = "rewrite_magnitude"
+    change = other["differences"][name]
+    assert change["mean"] == pytest.approx(other[name]["mean"] - first[name]["mean"])
+    assert change["n"] == 24 and change["ci95"][0] < change["mean"] < change["ci95"][1]
+
+    part = tmp_path / "part"
+    part.mkdir()
+    for file in ("run.json", *(f"case_{i}.json" for i in range(12))):
+        (part / file).write_bytes((place / "other" / file).read_bytes())
+    elsewhere = json.loads((part / "case_0.json").read_text())
+    elsewhere["request"]["subject"] = "of other data"
+    (part / "case_0.json").write_text(json.dumps(elsewhere))
+    some = [runs[0], read_run(part)]
+    assert to_json(some)[1]["differences"][name]["n"] == 11
+    assert "unedited" not in terminal(some) and " n 11" in terminal(some)
+    assert all(len(line) <= 80 for line in terminal(some).splitlines())
+
+
+def test_cases_that_share_one_edited_model_have_no_interval(place, capsys):
+    output = place / "one_group"
+    run(command(place, "one_group", "memit", "batch=24"), place)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["groups"] == 1 and summary["kl_drift"]["ci95"] is None
+    assert summary["unedited"]["rewrite_success"]["ci95"] is not None
+    assert main(["eval", "compare", str(output)]) == 0
+    assert "[none]: a single edited model has no interval" in capsys.readouterr().out
+
+
+def test_a_run_of_an_earlier_version_is_read(runs, place, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for file in (place / "other").iterdir():
+        if file.name != "summary.json":
+            (old / file.name).write_bytes(file.read_bytes())
+    case = json.loads((old / "case_0.json").read_text())
+    case["post"]["ngram_entropy"] -= 3  # by lines, not by sentences
+    (old / "case_0.json").write_text(json.dumps(case))
+    assert read_run(old).summary == runs[1].summary  # GE is taken from the texts again
 
 
 def test_an_unfinished_run_is_compared_over_what_it_has(place, unbroken, tmp_path):
@@ -161,7 +222,7 @@ def test_an_unfinished_run_is_compared_over_what_it_has(place, unbroken, tmp_pat
     part.mkdir()
     for name in ("run.json", "case_3.json", "case_5.json"):
         (part / name).write_bytes(unbroken[name])
-    assert read_run(part)["cases"] == 2
+    assert read_run(part).summary["cases"] == 2
     (part / "case_5.json").write_text("{}")
     with pytest.raises(rm.RomeError, match="damaged"):
         read_run(part)

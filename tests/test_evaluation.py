@@ -9,10 +9,11 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
+from rome_mlx.evaluation import zsre
 from rome_mlx.evaluation.counterfact import read_counterfact
-from rome_mlx.evaluation.metrics import case_measures, target_scores
+from rome_mlx.evaluation.metrics import SCORE, case_measures, target_scores
 from rome_mlx.evaluation.run import evaluate
-from rome_mlx.evaluation.summary import ceiling_share, summarize
+from rome_mlx.evaluation.summary import ceiling_share, differences, summarize, summary_of
 
 NAMES = ("rewrite", "paraphrase", "neighborhood")
 
@@ -57,9 +58,30 @@ def test_the_measures_of_a_case_by_hand():
                               {"target_new": 2.0, "target_true": 1.0, "correct": True}]}
     measures = case_measures(after, before)
     assert measures["rewrite_success"] == 100 and measures["neighborhood_success"] == 50
-    assert measures["neighborhood_known_success"] == 0  # only the first was known, and it is lost
     assert measures["rewrite_magnitude"] == pytest.approx(100 * (np.exp(-0.1) - np.exp(-4)))
     assert "paraphrase_success" not in measures
+
+
+def neighbors(*prompts):
+    """Scores of neighbors, each (whether the true answer beats the new, is the first choice)."""
+    return {"rewrite": [], "paraphrase": [], "neighborhood": [
+        {"target_true": 1.0, "target_new": 2.0 if won else 0.5, "correct": first}
+        for won, first in prompts]}
+
+
+def test_neighbors_are_counted_by_what_they_were_before():
+    before = neighbors((True, True), (True, False), (True, False), (False, False), (False, False))
+    after = neighbors((True, False), (True, False), (False, False), (True, False), (False, False))
+    measures = case_measures(after, before)
+    assert measures["neighborhood_kept"] == pytest.approx(200 / 3)  # of the three that had won
+    assert measures["neighborhood_gained"] == 50  # of the two that had not
+    assert measures["neighborhood_known_success"] == 100  # the one known neighbor still wins
+    assert measures["neighborhood_known_acc"] == 0  # but is no longer the first choice
+    share = 3 / 5  # NS is made of both: kept where it was, gained elsewhere
+    assert measures["neighborhood_success"] == pytest.approx(
+        share * measures["neighborhood_kept"] + (1 - share) * measures["neighborhood_gained"])
+    assert "neighborhood_known_success" not in case_measures(
+        neighbors((True, False)), neighbors((True, False)))
 
 
 def test_the_score_is_the_harmonic_mean_and_intervals_hold_the_mean():
@@ -70,10 +92,87 @@ def test_the_score_is_the_harmonic_mean_and_intervals_hold_the_mean():
     parts = [np.mean([c[f"{n}_success"] for c in cases]) for n in NAMES]
     assert out["score"]["mean"] == pytest.approx(3 / sum(1 / p for p in parts))
     for measure in out.values():
-        assert measure["ci95"][0] <= measure["mean"] <= measure["ci95"][1]
+        assert measure["ci95"][0] <= measure["mean"] <= measure["ci95"][1] and measure["n"] == 50
     assert summarize(cases) == out
     perfect = {**out, "score": {"mean": 3 / (0.01 + 0.01 + 1 / parts[2])}}
     assert ceiling_share(perfect, out) == pytest.approx(100)
+
+
+def test_an_edit_that_raises_neighbors_has_more_than_the_unedited_models_share():
+    edited, unedited = {"score": {"mean": 100.0}}, {"neighborhood_success": {"mean": 50.0}}
+    assert ceiling_share(edited, unedited) == pytest.approx(100 * 100 / 75)
+
+
+def test_every_measure_has_the_number_of_its_own_cases():
+    cases = [{"rewrite_success": 100.0, "kl_drift": 0.1 * i} for i in range(6)]
+    for i, case in enumerate(cases[:4]):
+        case["ngram_entropy"] = 600.0 + i
+    out = summarize(cases)
+    assert {name: measure["n"] for name, measure in out.items()} == {
+        "rewrite_success": 6, "kl_drift": 6, "ngram_entropy": 4}
+    assert out["ngram_entropy"]["mean"] == 601.5
+
+
+def test_cases_that_share_an_edited_model_are_no_evidence_of_their_own():
+    random = np.random.RandomState(0)
+    drift = random.rand(10)
+    cases = [{"rewrite_success": 100.0, "paraphrase_success": 50.0,
+              "neighborhood_success": 10.0 * random.randint(11), "kl_drift": float(drift[i // 10])}
+             for i in range(100)]
+    groups = [i // 10 for i in range(100)]
+    width = {name: [high - low for low, high in (summarize(cases, groups=g)[name]["ci95"]
+                                                 for g in (None, groups))]
+             for name in ("kl_drift", "rewrite_success")}
+    assert width["kl_drift"][1] > 2.5 * width["kl_drift"][0]  # √10 in theory
+    ends = np.percentile(np.random.RandomState(1).choice(drift, (20000, 10)).mean(1), [2.5, 97.5])
+    assert summarize(cases, groups=groups)["kl_drift"]["ci95"] == pytest.approx(ends, abs=0.01)
+    assert width["rewrite_success"][1] > 5 * width["rewrite_success"][0]  # ten models, not 100
+
+
+def test_one_edited_model_has_no_interval():
+    cases = [{f"{name}_success": 50.0 + i for name in NAMES} | {"kl_drift": 0.1} for i in range(5)]
+    out = summarize(cases, groups=[3] * 5)
+    assert all(measure["ci95"] is None and measure["n"] == 5 for measure in out.values())
+    results = [{"case_id": i, "group": [0, 1, 2], "pre": {"rewrite": [0.0]},
+                "post": {"rewrite": [1.0]}} for i in range(3)]
+    summary = summary_of(results, {}, zsre)
+    assert summary["groups"] == 1 and summary["rewrite_acc"]["ci95"] is None
+    assert summary["unedited"]["rewrite_acc"]["ci95"][1] > 50  # its cases share no edit
+
+
+def test_no_share_has_an_interval_without_a_width():
+    for value in (0.0, 100.0, 50.0):
+        cases = [{f"{name}_success": value for name in NAMES} for _ in range(20)]
+        for measure in summarize(cases).values():
+            low, high = measure["ci95"]
+            assert low <= value <= high and high - low > 10
+
+
+def test_paired_differences_know_what_two_separate_intervals_do_not():
+    random = np.random.RandomState(0)
+    base = [{f"{name}_success": 10.0 * random.randint(4, 9) for name in NAMES} for _ in range(60)]
+    other = [{name: value + random.choice([0.0, 0.0, 10.0]) for name, value in case.items()}
+             for case in base]
+    one, two = summarize(base), summarize(other)
+    found = differences(base, other, SCORE, range(60), range(60))
+    for name in ("neighborhood_success", "score"):
+        assert found[name]["mean"] == pytest.approx(two[name]["mean"] - one[name]["mean"])
+        assert found[name]["n"] == 60 and found[name]["ci95"][0] > 0
+        assert two[name]["ci95"][0] < one[name]["ci95"][1]  # apart they overlap
+    mirrored = differences(other, base, SCORE, range(60), range(60))["score"]["ci95"]
+    assert mirrored == pytest.approx([-end for end in found["score"]["ci95"][::-1]], abs=0.2)
+    tied = differences(base, base, SCORE, range(60), range(60))["score"]
+    assert tied["mean"] == 0 and tied["ci95"][0] < 0 < tied["ci95"][1]
+    assert differences(base, other, SCORE, range(60), [0] * 60)["score"]["ci95"] is None
+
+
+def test_a_pair_counts_where_both_runs_have_the_measure():
+    base = [{"rewrite_success": 0.0, "ngram_entropy": 600.0 + i} for i in range(3)]
+    other = [{"rewrite_success": 100.0} for _ in range(3)]
+    other[1]["ngram_entropy"] = 611.0
+    found = differences(base, other, SCORE, range(3), range(3))
+    assert found["ngram_entropy"] == {"mean": 10.0, "ci95": None, "n": 1}
+    assert found["rewrite_success"]["n"] == 3 and "score" not in found
 
 
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(data, tmp_path, monkeypatch):

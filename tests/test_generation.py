@@ -28,9 +28,9 @@ def test_the_entropy_of_a_text_by_hand():
 
 
 def test_words_are_of_sentences_as_the_authors_take_them():
-    assert words_of("It isn't in Rome. The U.S. has 3.5 of them, too.") == [
-        "It", "is", "n't", "in", "Rome", ".", "The", "U.S.", "has", "3.5", "of", "them", ",",
-        "too", "."]  # what nltk.word_tokenize gives with its English data
+    assert words_of("It isn't in Rome. The other one has 3.5 of them, too.") == [
+        "It", "is", "n't", "in", "Rome", ".", "The", "other", "one", "has", "3.5", "of",
+        "them", ",", "too", "."]  # what nltk.word_tokenize gives with its English data
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

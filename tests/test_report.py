@@ -39,14 +39,15 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
-    measure = {"mean": 87.5, "ci95": [80.0, 95.0]}
+    measure = {"mean": 87.5, "ci95": [80.0, 95.0], "n": 4}
     cases = [{"case_id": i, "request": {"prompt": "{} is", "subject": NASTY, "target_new": "a",
                                         "target_true": "b"},
               "post": {"rewrite": [{"target_new": float(i), "target_true": 1.5}]}}
              for i in range(4)]
     return benchmark_report(
-        {"method": "rome", "cases": 4, "score": measure, "rewrite_success": measure,
-         "something_new": measure, "ceiling_share": None, "unedited": {"score": measure}},
+        {"method": "rome", "cases": 4, "groups": 4, "score": measure, "rewrite_success": measure,
+         "something_new": {**measure, "n": 3}, "ceiling_share": None,
+         "unedited": {"score": measure}},
         tmp_path_factory.mktemp("benchmark") / "report.html", settings={"data": NASTY},
         cases=cases)
 
@@ -75,8 +76,25 @@ def test_texts_are_escaped_and_nothing_is_fetched(which, request):
 
 def test_a_benchmark_shows_measures_it_has_never_heard_of_and_what_was_lost(benchmark):
     text = benchmark.read_text("utf-8")
-    assert "something new" in text and "80.0 to 95.0" in text
+    assert "something new" in text and "[80.0, 95.0]<" in text and "[80.0, 95.0], n 3<" in text
+    assert "fewer than 10 cases" in text and "±" not in text
     assert "2 of 4 rewrites were not written" in text
+
+
+def test_zsre_has_a_page_and_lists_the_answers_that_are_not_whole(tmp_path, capsys):
+    save(tmp_path / "model", str(tmp_path), tiny_model("llama"), FakeTokenizer(),
+         {**_COMMON, "model_type": "llama"})
+    (tmp_path / "zsre.json").write_text(json.dumps([
+        {"subject": NASTY, "src": f"Where was {NASTY} born?", "answers": [answer],
+         "rephrase": "Where from?", "loc": "nq question: who is he", "loc_ans": "nobody"}
+        for answer in ("Oslo", "Rome")]))
+    assert main(["eval", "zsre", "--data", str(tmp_path / "zsre.json"), "--method", "none",
+                 "--model", str(tmp_path / "model"), "--output", str(tmp_path / "run"),
+                 "--report", str(tmp_path / "report.html")]) == 0
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "2 of 2 rewrites were not written; share of the new answer" in text
+    assert "Rewrite accuracy" in text and html.escape(NASTY) in text and NASTY not in text
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
 
 
 def test_changed_words_are_marked():

@@ -8,6 +8,7 @@ stopped goes on where it was; under mlx.launch the ranks share the cases out.
 
 import sys
 from pathlib import Path
+from textwrap import wrap
 
 from .common import (
     add_model_arguments,
@@ -28,7 +29,7 @@ _ZSRE = """Edit every question's answer, and measure it by the share of right to
 
   rome-mlx eval zsre --data zsre.json --method memit --batch 10 --output runs/memit-zsre
 """
-_COMPARE = """Put finished runs side by side.
+_COMPARE = """Put runs side by side, with paired differences to the first one given.
 
   rome-mlx eval compare runs/rome runs/memit --plot methods.png
 """
@@ -51,7 +52,8 @@ def add_arguments(parser) -> None:
                                  description=_COMPARE)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs")
     for name, what in (("markdown", "the table as Markdown"), ("latex", "the table as LaTeX"),
-                       ("plot", "draw S and its parts"), ("json", "write the summaries")):
+                       ("plot", "draw S and its parts"),
+                       ("json", "write the summaries and the differences")):
         compare.add_argument(f"--{name}", metavar="FILE", help=what)
 
 
@@ -151,33 +153,38 @@ def _report(args, summary: dict, model: dict, cases) -> None:
 
 def show(summary: dict) -> None:
     """Print every measure, edited and unedited."""
-    from ..view.compare import MEASURES, digits
+    from ..evaluation.measures import MEASURES
+    from ..view.compare import notes
 
-    print(f"{summary['method']}, {summary['cases']} cases{'':12}edited{'':16}unedited")
-    for name, label in MEASURES.items():
+    head = f"{summary['method']}, {summary['cases']} cases"
+    print(f"{head:<20}{'edited':<29}unedited")
+    for name, about in MEASURES.items():
         if name in summary:
-            edited, unedited = (_cell(measures.get(name), digits(name))
+            edited, unedited = (_cell(name, measures.get(name), summary["cases"])
                                 for measures in (summary, summary["unedited"]))
-            print(f"  {label:>9}  {edited}  {unedited}".rstrip())
+            print(f"  {about.label:>9}  {edited:<35} {unedited}".rstrip())
     if "rewrite_success" in summary:
         print("  ES rewrites, PS paraphrases, NS neighbors whose right answer is likelier, %;\n"
               "  S their harmonic mean; EM, PM, NM by how much; the rest: docs, Results")
+    for line in (line for note in notes([summary]) for line in wrap(note, 78)):
+        print(f"  {line}")
     if summary["ceiling_share"] is not None:
-        print(f"  S is {summary['ceiling_share']:.1f} % of the ceiling: 100, 100 and the unedited "
-              "NS")
+        print(f"  S is {summary['ceiling_share']:.1f} % of that of an edit that writes all and "
+              "leaves NS as it was")
 
 
-def _cell(measure: dict | None, decimals: int) -> str:
-    if measure is None:
+def _cell(name: str, value: dict | None, cases: int) -> str:
+    from ..view.compare import interval, number
+
+    if value is None:
         return ""
-    low, high = measure["ci95"]
-    mean, low, high = (f"{x:6.{decimals}f}" for x in (measure["mean"], low, high))
-    return f"{mean} [{low}, {high}]"
+    count = "" if value["n"] == cases else f" n {value['n']}"
+    return f"{number(name, value['mean']):>6} {interval(name, value)}{count}"
 
 
 def _compare(args) -> int:
     from ..storage.files import write_whole
-    from ..view.compare import latex, markdown, plot, read_run, terminal
+    from ..view.compare import latex, markdown, plot, read_run, terminal, to_json
 
     for path in (args.markdown, args.latex, args.plot, args.json):
         check_file(path)
@@ -188,5 +195,5 @@ def _compare(args) -> int:
             write_whole(path, table(runs) + "\n")
     if args.plot:
         plot(runs, args.plot)
-    write_json(args.json, runs)
+    write_json(args.json, to_json(runs))
     return 0

@@ -69,8 +69,9 @@ def words_of(text: str) -> list[str]:
     """Sentences by Punkt without training, and their words by NLTK's tokenizer.
 
     `nltk.word_tokenize`, which the authors use, has a Punkt trained on English, which has to be
-    downloaded. On 220 texts of the default model 97 % have the same words with both, and GE
-    differs by 0.01 in the mean (one text: 6.3 at most); without sentences it is 3.1 lower.
+    downloaded; ours ends a sentence at "St." too. Of 220 texts of the default model 97 % have the
+    same words with both, and GE differs by 0.01 in the mean (by 6.3 for one text at most); without
+    sentences it would be 3.1 lower.
     """
     return [word for sentence in _SENTENCES.tokenize(text)
             for word in nltk.word_tokenize(sentence, preserve_line=True)]

@@ -14,13 +14,15 @@ from ..models.tokens import encode_with_target
 GROUPS = ("rewrite", "paraphrase", "neighborhood")
 #: what the score S is the harmonic mean of
 SCORE = ("rewrite_success", "paraphrase_success", "neighborhood_success")
+#: measures of an edited model against the unedited one, of which they say nothing
+CHANGES = ("neighborhood_kept", "neighborhood_gained", "neighborhood_known_acc")
 
 _ROWS = 64  # run at once
 _SHORTEST = 0.6  # of a batch's longest row: shorter ones go into another batch
 
 
 class Score(NamedTuple):
-    """Of a target after a prompt: mean NLL a token, and the share of its tokens that are the
+    """Of a target after a prompt: mean NLL per token, and the share of its tokens that are the
     model's first choice under teacher forcing."""
 
     nll: float
@@ -107,8 +109,14 @@ def case_scores(model, tokenizer, case) -> dict:
 def case_measures(scores: dict, unedited: dict) -> dict[str, float]:
     """Percent: {group}_success, _magnitude and _acc, the mean over a case's prompts.
 
-    success: the right target has the lower NLL; magnitude: by how much exp(−NLL) is higher.
-    neighborhood_known_success: over the neighbors that the unedited model gets right.
+    success: the right target has the lower NLL; magnitude: by how much exp(−NLL) is higher; acc:
+    every token of the right target is the first choice, under teacher forcing. And of neighbors,
+    where the case has such:
+
+    - neighborhood_kept: success on those with success before, and neighborhood_gained: on those
+      without. They say nothing of whether the model knew: any answer may beat this target_new.
+    - neighborhood_known_success and _known_acc: of those whose true answer was the model's first
+      choice before.
     """
     measures = {}
     for group in GROUPS:
@@ -121,12 +129,20 @@ def case_measures(scores: dict, unedited: dict) -> dict[str, float]:
         measures[f"{group}_success"] = 100 * float(np.mean(won))
         measures[f"{group}_magnitude"] = 100 * float(np.mean(magnitude))
         measures[f"{group}_acc"] = 100 * float(np.mean([p["correct"] for p in scores[group]]))
-    known = [_won("neighborhood", after) for before, after
-             in zip(unedited["neighborhood"], scores["neighborhood"], strict=True)
-             if _won("neighborhood", before)]
-    if known:
-        measures["neighborhood_known_success"] = 100 * float(np.mean(known))
-    return measures
+    return measures | _on_neighbors(unedited["neighborhood"], scores["neighborhood"])
+
+
+def _on_neighbors(before: list[dict], after: list[dict]) -> dict[str, float]:
+    """Percent of the neighbors that were so before, of each kind that there is."""
+    won = [_won("neighborhood", p) for p in after]
+    had = [_won("neighborhood", p) for p in before]
+    known = [p["correct"] for p in before]
+    right = [p["correct"] for p in after]
+    shares = {"neighborhood_kept": (won, had),
+              "neighborhood_gained": (won, [not h for h in had]),
+              "neighborhood_known_success": (won, known), "neighborhood_known_acc": (right, known)}
+    return {name: 100 * float(np.mean([v for v, of in zip(values, among, strict=True) if of]))
+            for name, (values, among) in shares.items() if any(among)}
 
 
 def _won(group: str, prompt: dict) -> bool:

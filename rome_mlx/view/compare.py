@@ -1,36 +1,61 @@
-"""Several runs in one table: for the terminal, Markdown or LaTeX, or as a picture."""
+"""Several runs beside each other, and their paired differences: for the terminal, Markdown or
+LaTeX, or as a picture."""
 
+from collections.abc import Container
+from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 
 from ..errors import RomeError
 from ..evaluation import metrics, zsre
-from ..evaluation.summary import summary_of
+from ..evaluation.measures import MEASURES, measure
+from ..evaluation.summary import differences, groups_of, measures_of, summary_of
+from ..intervals import FEW
 from ..storage.files import read_json
 
-#: measure -> how it is called beside the paper's tables
-MEASURES = {
-    "score": "S", "rewrite_success": "ES", "paraphrase_success": "PS",
-    "neighborhood_success": "NS", "neighborhood_known_success": "NS known",
-    "rewrite_magnitude": "EM", "paraphrase_magnitude": "PM", "neighborhood_magnitude": "NM",
-    "rewrite_acc": "acc", "paraphrase_acc": "acc para", "neighborhood_acc": "acc neigh",
-    "portability": "portable", "ngram_entropy": "GE", "reference_score": "RS", "kl_drift": "KL",
-}
-_TERMINAL = {"counterfact": ("score", "rewrite_success", "paraphrase_success",
-                             "neighborhood_success", "neighborhood_known_success", "kl_drift"),
-             "zsre": ("score", "rewrite_acc", "paraphrase_acc", "neighborhood_acc",
-                      "portability", "kl_drift")}
-_DIGITS = {"kl_drift": 4}  # of the others 1
-_NAME = 18  # columns of the terminal for a run's name
+_BENCHMARKS = {"counterfact": metrics, "zsre": zsre}
+_MAIN = {"counterfact": ("score", "rewrite_success", "paraphrase_success", "neighborhood_success",
+                         "neighborhood_kept", "kl_drift"),
+         "zsre": ("score", "rewrite_acc", "paraphrase_acc", "neighborhood_acc", "portability",
+                  "kl_drift")}
+_NAME = 13  # columns of the terminal for a run's name
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
 
-def read_run(path: str | Path) -> dict:
-    """A run's summary, made anew from its cases' files, whether it is finished or not.
+@dataclass(frozen=True)
+class Run:
+    """A run's cases and their summary; name: the directory's; benchmark: counterfact or zsre."""
 
-    {"name": the directory's, "benchmark", and the summary}. Raises RomeError for a directory
-    that is not of a run.
+    name: str
+    benchmark: str
+    summary: dict
+    results: list[dict] = field(repr=False)
+
+    @property
+    def ids(self) -> list[int]:
+        return [result["case_id"] for result in self.results]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a run, or the unedited model.
+
+    differences: what it has more than the first run given, as `differences` returns it; None for
+    that run itself, and where they have no case in common.
+    """
+
+    name: str
+    cases: int
+    measures: dict
+    differences: dict | None
+
+
+def read_run(path: str | Path) -> Run:
+    """A run from its cases' files, whether it is finished or not; the summary is made anew.
+
+    Raises RomeError for a directory that is not of a run.
     """
     path = Path(path)
     files = sorted(path.glob("case_*.json"), key=lambda p: (len(p.name), p.name))
@@ -41,106 +66,191 @@ def read_run(path: str | Path) -> dict:
         results = [read_json(file) for file in files]
         settings = read_json(path / "run.json")
         successes = isinstance(results[0]["pre"]["rewrite"][0], dict)
+        benchmark = "counterfact" if successes else "zsre"
         summary = summary_of(results, {"method": settings["method"], "model": settings["model"]},
-                             metrics if successes else zsre)
+                             _BENCHMARKS[benchmark])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise RomeError(f"the run in {str(path)!r} is damaged ({type(error).__name__}: {error}); "
                         "run it again") from error
-    return {"name": path.resolve().name, "benchmark": "counterfact" if successes else "zsre",
-            "ids": [result["case_id"] for result in results], **summary}
+    return Run(path.resolve().name, benchmark, summary, results)
 
 
-def digits(name: str) -> int:
-    """How many decimals of a measure are worth showing."""
-    return _DIGITS.get(name, 1)
-
-
-def rows_of(runs: list[dict]) -> list[dict]:
+def rows_of(runs: list[Run]) -> list[Row]:
     """The unedited model, where it is the same in all runs, and the runs.
 
     Raises RomeError for runs of different benchmarks.
     """
-    if len({run["benchmark"] for run in runs}) > 1:
+    if len({run.benchmark for run in runs}) > 1:
         raise RomeError("the runs are of CounterFact and of zsRE; compare runs of one benchmark")
     first = runs[0]
-    rows = [run for run in runs if run["method"] != "none"]
-    if all(run["ids"] == first["ids"] and run["model"] == first["model"] for run in runs):
-        rows = [{"name": "unedited", "cases": first["cases"], **first["unedited"]}, *rows]
-    else:
-        rows = runs
-    return rows
+    rows = [Row(run.name, run.summary["cases"], run.summary,
+                None if run is first else paired(first, run)) for run in runs]
+    if any(run.ids != first.ids or run.summary["model"] != first.summary["model"] for run in runs):
+        return rows
+    unedited = Row("unedited", first.summary["cases"], first.summary["unedited"],
+                   paired(first, first, "pre") if first.summary["method"] != "none" else None)
+    return [unedited, *(row for run, row in zip(runs, rows, strict=True)
+                        if run.summary["method"] != "none")]
 
 
-def terminal(runs: list[dict]) -> str:
-    """At most 80 columns: the main measures, ± half of the 95 % interval's width."""
-    rows = rows_of(runs)
-    names = [n for n in _TERMINAL[runs[0]["benchmark"]] if any(n in row for row in rows)]
-    lines = ["".ljust(_NAME) + f"{'n':>5}" + "".join(f"{MEASURES[n]:>9}" for n in names)]
-    for row in rows:
-        lines.append(row["name"][-_NAME:].ljust(_NAME) + f"{row['cases']:>5}" + "".join(
-            f"{_mean(row, n):>9}" for n in names))
-        lines.append("".ljust(_NAME + 5) + "".join(f"{_half(row, n):>9}" for n in names))
-    return "\n".join(lines)
+def paired(first: Run, other: Run, state: str = "post") -> dict | None:
+    """other − first on the cases of one id and request that both have; None where there are none.
+
+    state: "pre" for the model without the other run's edits.
+    """
+    ours = {result["case_id"]: result for result in first.results}
+    pairs = [(mine, result) for result in other.results
+             if (mine := ours.get(result["case_id"])) and mine["request"] == result["request"]]
+    if not pairs:
+        return None
+    benchmark = _BENCHMARKS[first.benchmark]
+    base, others = (list(side) for side in zip(*pairs, strict=True))
+    return differences(
+        measures_of(base, "post", benchmark), measures_of(others, state, benchmark),
+        benchmark.SCORE, groups_of(base),
+        groups_of(others) if state == "post" else range(len(others)))
 
 
-def markdown(runs: list[dict]) -> str:
-    """Every measure that a run has, ± half of the 95 % interval's width."""
-    rows, names = rows_of(runs), _present(rows_of(runs))
-    lines = [f"| run | n | {' | '.join(MEASURES[n] for n in names)} |",
-             f"|---|---|{'---|' * len(names)}"]
-    lines += [f"| {row['name']} | {row['cases']} | "
-              + " | ".join(f"{_mean(row, n)} {_half(row, n)}".strip() for n in names) + " |"
-              for row in rows]
-    return "\n".join(lines)
+def to_json(runs: list[Run]) -> list[dict]:
+    """The runs' summaries; "differences" of all but the first: {"to": its name, measure: …}."""
+    rows_of(runs)  # refuses runs of different benchmarks
+    out = []
+    for run in runs:
+        found = None if run is runs[0] else paired(runs[0], run)
+        out.append({"name": run.name, "benchmark": run.benchmark, "ids": run.ids, **run.summary,
+                    "differences": found and {"to": runs[0].name, **found}})
+    return out
 
 
-def latex(runs: list[dict]) -> str:
-    """The same as a tabular."""
-    rows, names = rows_of(runs), _present(rows_of(runs))
-    lines = [rf"\begin{{tabular}}{{lr{'r' * len(names)}}}", r"\hline",
-             " & ".join(["run", "n", *(MEASURES[n] for n in names)]) + r" \\", r"\hline"]
-    for row in rows:
-        cells = [f"{_mean(row, n)} {_half(row, n)}".strip().replace("±", r"$\pm$") for n in names]
-        name = "".join("\\" + c if c in "_&%#$" else c for c in row["name"])
-        lines.append(" & ".join([name, str(row["cases"]), *cells]) + r" \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}"])
+def main_measures(names: Container[str], benchmark: str | None = None) -> list[str]:
+    """Those of the names that a summary begins with: S, its parts, and what the edit moved."""
+    benchmark = benchmark or ("counterfact" if "rewrite_success" in names else "zsre")
+    return [name for name in _MAIN[benchmark] if name in names]
 
 
-def plot(runs: list[dict], path: str | Path) -> Path:
-    """S and its parts as bars with their 95 % intervals, a group a run."""
+def number(name: str, value: float, sign: str = "") -> str:
+    """With the measure's decimals, and never as −0; sign "+" for differences."""
+    decimals = measure(name).decimals
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
+
+
+def interval(name: str, value: dict, sign: str = "") -> str:
+    """[low, high], or [none] where all cases share one edited model."""
+    if value["ci95"] is None:
+        return "[none]"
+    return f"[{', '.join(number(name, end, sign) for end in value['ci95'])}]"
+
+
+def notes(summaries: list[dict]) -> list[str]:
+    """What has to be known of the intervals of runs, a sentence each."""
+    groups = [summary["groups"] for summary in summaries]
+    said = ["Intervals are of 95 %; cases that share an edited model are resampled together."]
+    if 1 in groups:
+        said.append("[none]: a single edited model has no interval.")
+    if any(1 < count < FEW for count in groups):
+        said.append(f"With fewer than {FEW} cases or groups the intervals are too narrow.")
+    return said
+
+
+def terminal(runs: list[Run]) -> str:
+    """At most 80 columns: the main measures, each with its n, interval and paired difference."""
+    rows, first = rows_of(runs), runs[0].name
+    title = f"minus {_short(first)}" if any(row.differences for row in rows) else ""
+    lines = [f"{'':{_NAME + 2}}{'n':>4}  {'mean [95 % interval]':<26}{title}".rstrip()]
+    for key in main_measures({n for row in rows for n in row.measures}, runs[0].benchmark):
+        lines.append(MEASURES[key].label)
+        lines += [_line(row, key) for row in rows if key in row.measures]
+    return "\n".join([*lines, *(line for note in notes([run.summary for run in runs])
+                                for line in wrap(note, 80))])
+
+
+def _line(row: Row, key: str) -> str:
+    value = row.measures[key]
+    line = (f"  {_short(row.name):<{_NAME}}{value['n']:>4} {number(key, value['mean']):>7} "
+            f"{interval(key, value):<18}")
+    if row.differences and key in row.differences:
+        change = row.differences[key]
+        line += f"{number(key, change['mean'], '+'):>7} {interval(key, change, '+')}"
+        if change["n"] != value["n"]:
+            line += f" n {change['n']}"
+    return line.rstrip()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else "…" + name[1 - _NAME:]
+
+
+def tables_of(runs: list[Run]) -> list[tuple[str, list[list[str]]]]:
+    """[(title, rows of cells)], a column per run: every measure that a run has, and, where there
+    are more runs, the differences to the first. The first row is the head."""
+    rows, first = rows_of(runs), runs[0].name
+    out = [("", _cells(rows, [row.measures for row in rows], [row.cases for row in rows]))]
+    others = [row for row in rows if row.differences]
+    if others:
+        changes = [row.differences for row in others]
+        counts = [max(change["n"] for change in row.values()) for row in changes]
+        out.append((f"minus {first}, on the cases of both", _cells(others, changes, counts, "+")))
+    return out
+
+
+def _cells(rows: list[Row], columns: list[dict], counts: list[int], sign: str = "") -> list:
+    """A measure whose n is not that of its column says so."""
+    def cell(name, column, count):
+        if name not in column:
+            return ""
+        value = column[name]
+        text = f"{number(name, value['mean'], sign)} {interval(name, value, sign)}"
+        return text if value["n"] == count else f"{text} (n {value['n']})"
+
+    return [["", *(row.name for row in rows)], ["n", *map(str, counts)],
+            *([MEASURES[name].label, *(cell(name, *pair) for pair in zip(columns, counts,
+                                                                         strict=True))]
+              for name in MEASURES if any(name in column for column in columns))]
+
+
+def markdown(runs: list[Run]) -> str:
+    """Every measure with its interval, and the paired differences."""
+    parts = []
+    for title, (head, *cells) in tables_of(runs):
+        lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
+        parts.append("\n".join([*([title[:1].upper() + title[1:] + ":", ""] if title else []),
+                                *lines]))
+    return "\n\n".join([*parts, " ".join(notes([run.summary for run in runs]))])
+
+
+def latex(runs: list[Run]) -> str:
+    """The same as tabulars."""
+    parts = []
+    for title, (head, *cells) in tables_of(runs):
+        names = ["".join("\\" + c if c in "_&%#$" else c for c in name) for name in head]
+        lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\hline"]
+        lines += [" & ".join(line) + r" \\" for line in (names, *cells)]
+        lines.insert(3, r"\hline")
+        parts.append("\n".join([*([f"% {title}"] if title else []), *lines, r"\hline",
+                                r"\end{tabular}"]))
+    return "\n\n".join(parts)
+
+
+def plot(runs: list[Run], path: str | Path) -> Path:
+    """S and its parts as bars with their 95 % intervals, a group per run."""
     from matplotlib.figure import Figure
 
     from .plot import save
 
     rows = rows_of(runs)
-    names = [n for n in _TERMINAL[runs[0]["benchmark"]][:4] if any(n in row for row in rows)]
+    names = main_measures({n for row in rows for n in row.measures}, runs[0].benchmark)[:4]
     figure = Figure(figsize=(2 + 1.1 * len(rows), 3.6), layout="constrained")
     axes, width = figure.subplots(), 0.8 / max(1, len(names))
     for i, name in enumerate(names):
-        have = [(at, row[name]) for at, row in enumerate(rows) if name in row]
+        have = [(at, row.measures[name]) for at, row in enumerate(rows) if name in row.measures]
         means = np.array([m["mean"] for _, m in have])
-        ends = np.array([m["ci95"] for _, m in have]).T
+        ends = np.array([m["ci95"] or (np.nan, np.nan) for _, m in have]).T
         axes.bar([at + (i - (len(names) - 1) / 2) * width for at, _ in have], means, width,
                  yerr=np.abs(ends - means), color=_COLORS[i], error_kw={"linewidth": 0.8},
-                 label=MEASURES[name])
-    axes.set_xticks(range(len(rows)), [f"{row['name']}\nn = {row['cases']}" for row in rows],
+                 label=MEASURES[name].label)
+    axes.set_xticks(range(len(rows)), [f"{row.name}\nn = {row.cases}" for row in rows],
                     fontsize=8, parse_math=False)
     axes.set_ylim(0, 105)
     axes.set_ylabel("percent, with 95 % intervals")
     figure.legend(loc="outside lower center", ncols=len(names), frameon=False)
     return save(figure, path)
-
-
-def _present(rows: list[dict]) -> list[str]:
-    return [n for n in MEASURES if any(n in row for row in rows)]
-
-
-def _mean(row: dict, name: str) -> str:
-    return f"{row[name]['mean']:.{digits(name)}f}" if name in row else ""
-
-
-def _half(row: dict, name: str) -> str:
-    if name not in row:
-        return ""
-    low, high = row[name]["ci95"]
-    return f"±{(high - low) / 2:.{digits(name)}f}"
