@@ -99,8 +99,8 @@ def state(model, tokenizer, latest, watched, unedited, health) -> dict:
     return {"edits": health.edits,
             "latest": float(np.mean([m["rewrite_success"] for m in won])),
             "first": float(np.mean([m["rewrite_success"] for m in now[:EVERY]])),
-            "neighbors": float(np.mean([m["neighborhood_known_success"] for m in now
-                                        if "neighborhood_known_success" in m])),
+            "neighbors": float(np.mean([m["neighborhood_kept"] for m in now
+                                        if "neighborhood_kept" in m])),
             "perplexity": health.perplexity, "perplexity_before": health.perplexity_before,
             "growth": max(health.growth.values())}
 

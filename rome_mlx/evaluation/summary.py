@@ -45,13 +45,13 @@ def measures_of(results: list[dict], state: str, benchmark) -> list[dict[str, fl
     """{measure: value} of each case's file; state: "post", with the edit, or "pre".
 
     GE is taken from the texts, not from what an earlier version wrote beside them. What tells of
-    a change is not said of the unedited model.
+    a change is left out where there is none.
     """
     cases = []
     for result in results:
         scores = result[state]
         case = benchmark.case_measures(scores, result["pre"])
-        if state == "pre":
+        if scores == result["pre"]:
             case = {name: value for name, value in case.items() if name not in CHANGES}
         if "texts" in scores:
             case["ngram_entropy"] = ngram_entropy(scores["texts"])
