@@ -25,7 +25,7 @@ _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """A run's cases and their summary; name: the directory's; benchmark: counterfact or zsre."""
 
     name: str
@@ -52,7 +52,7 @@ class Row:
     differences: dict | None
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path) -> MeasuredRun:
     """A run from its cases' files, whether it is finished or not; the summary is made anew.
 
     Raises RomeError for a directory that is not of a run.
@@ -72,10 +72,10 @@ def read_run(path: str | Path) -> Run:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise RomeError(f"the run in {str(path)!r} is damaged ({type(error).__name__}: {error}); "
                         "run it again") from error
-    return Run(path.resolve().name, benchmark, summary, results)
+    return MeasuredRun(path.resolve().name, benchmark, summary, results)
 
 
-def rows_of(runs: list[Run]) -> list[Row]:
+def rows_of(runs: list[MeasuredRun]) -> list[Row]:
     """The unedited model, where it is the same in all runs, and the runs.
 
     Raises RomeError for runs of different benchmarks.
@@ -93,7 +93,7 @@ def rows_of(runs: list[Run]) -> list[Row]:
                         if run.summary["method"] != "none")]
 
 
-def paired(first: Run, other: Run, state: str = "post") -> dict | None:
+def paired(first: MeasuredRun, other: MeasuredRun, state: str = "post") -> dict | None:
     """other − first on the cases of one id and request that both have; None where there are none.
 
     state: "pre" for the model without the other run's edits.
@@ -111,7 +111,7 @@ def paired(first: Run, other: Run, state: str = "post") -> dict | None:
         groups_of(others) if state == "post" else range(len(others)))
 
 
-def to_json(runs: list[Run]) -> list[dict]:
+def to_json(runs: list[MeasuredRun]) -> list[dict]:
     """The runs' summaries; "differences" of all but the first: {"to": its name, measure: …}."""
     rows_of(runs)  # refuses runs of different benchmarks
     out = []
@@ -152,7 +152,7 @@ def notes(summaries: list[dict]) -> list[str]:
     return said
 
 
-def terminal(runs: list[Run]) -> str:
+def terminal(runs: list[MeasuredRun]) -> str:
     """At most 80 columns: the main measures, each with its n, interval and paired difference."""
     rows, first = rows_of(runs), runs[0].name
     title = f"minus {_short(first)}" if any(row.differences for row in rows) else ""
@@ -180,7 +180,7 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else "…" + name[1 - _NAME:]
 
 
-def tables_of(runs: list[Run]) -> list[tuple[str, list[list[str]]]]:
+def tables_of(runs: list[MeasuredRun]) -> list[tuple[str, list[list[str]]]]:
     """[(title, rows of cells)], a column per run: every measure that a run has, and, where there
     are more runs, the differences to the first. The first row is the head."""
     rows, first = rows_of(runs), runs[0].name
@@ -208,7 +208,7 @@ def _cells(rows: list[Row], columns: list[dict], counts: list[int], sign: str = 
               for name in MEASURES if any(name in column for column in columns))]
 
 
-def markdown(runs: list[Run]) -> str:
+def markdown(runs: list[MeasuredRun]) -> str:
     """Every measure with its interval, and the paired differences."""
     parts = []
     for title, (head, *cells) in tables_of(runs):
@@ -218,7 +218,7 @@ def markdown(runs: list[Run]) -> str:
     return "\n\n".join([*parts, " ".join(notes([run.summary for run in runs]))])
 
 
-def latex(runs: list[Run]) -> str:
+def latex(runs: list[MeasuredRun]) -> str:
     """The same as tabulars."""
     parts = []
     for title, (head, *cells) in tables_of(runs):
@@ -231,7 +231,7 @@ def latex(runs: list[Run]) -> str:
     return "\n\n".join(parts)
 
 
-def plot(runs: list[Run], path: str | Path) -> Path:
+def plot(runs: list[MeasuredRun], path: str | Path) -> Path:
     """S and its parts as bars with their 95 % intervals, a group per run."""
     from matplotlib.figure import Figure
 
