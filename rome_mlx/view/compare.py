@@ -144,7 +144,9 @@ def interval(name: str, value: dict, sign: str = "") -> str:
 def notes(summaries: list[dict]) -> list[str]:
     """What has to be known of the intervals of runs, a sentence each."""
     groups = [summary["groups"] for summary in summaries]
-    said = ["Intervals are of 95 %; cases that share an edited model are resampled together."]
+    said = ["[low, high] are 95 % intervals."]
+    if any(summary["groups"] < summary["cases"] for summary in summaries):
+        said.append("Cases that share an edited model are resampled together.")
     if 1 in groups:
         said.append("[none]: a single edited model has no interval.")
     if any(1 < count < FEW for count in groups):
