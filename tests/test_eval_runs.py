@@ -202,7 +202,7 @@ def test_cases_that_share_one_edited_model_have_no_interval(place, capsys):
     assert summary["groups"] == 1 and summary["kl_drift"]["ci95"] is None
     assert summary["unedited"]["rewrite_success"]["ci95"] is not None
     assert main(["eval", "compare", str(output)]) == 0
-    assert "[none]: a single edited model has no interval" in capsys.readouterr().out
+    assert "[none]: one case, or one edited model, has no interval" in capsys.readouterr().out
 
 
 def test_a_run_of_an_earlier_version_is_read(runs, place, tmp_path):

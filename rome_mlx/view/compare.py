@@ -147,8 +147,9 @@ def notes(summaries: list[dict]) -> list[str]:
     said = ["[low, high] are 95 % intervals."]
     if any(summary["groups"] < summary["cases"] for summary in summaries):
         said.append("Cases that share an edited model are resampled together.")
-    if 1 in groups:
-        said.append("[none]: a single edited model has no interval.")
+    if any(isinstance(value, dict) and value.get("ci95", ...) is None
+           for summary in summaries for value in summary.values()):
+        said.append("[none]: one case, or one edited model, has no interval.")
     if any(1 < count < FEW for count in groups):
         said.append(f"With fewer than {FEW} cases or groups the intervals are too narrow.")
     return said
