@@ -150,11 +150,11 @@ def test_runs_are_compared_in_every_form(place, unbroken, runs, tmp_path, capsys
     lines = terminal(runs).splitlines()
     assert all(len(line) <= 80 for line in lines) and "minus unbroken" in lines[0]
     assert [line.split()[0] for line in lines[1:5]] == ["S", "unedited", "unbroken", "other"]
-    (head, *table), (title, *changes) = markdown_tables(runs)
+    values, differences, _ = markdown(runs).split("\n\n")
+    (head, *table), changes = values.splitlines(), differences.splitlines()
     assert len({line.count("|") for line in [head, *table]}) == 1
     assert head == "|  | unedited | unbroken | other |"
-    assert title == "Minus unbroken, on the cases of both:"
-    assert changes[0] == "|  | unedited | other |"
+    assert changes[0] == "| minus unbroken | unedited | other |"
     entropy, = (line for line in table if line.startswith("| GE |"))
     assert entropy.count("(n 2)") == 3  # of free text there are two cases
     assert latex(runs).count(r"\\") == len(table) + len(changes) - 1
@@ -166,12 +166,6 @@ def test_runs_are_compared_in_every_form(place, unbroken, runs, tmp_path, capsys
     assert all(file.stat().st_size > 100 for file in files)
     assert not any("±" in file.read_text() or r"\pm" in file.read_text() for file in files[:2])
     assert main(["eval", "compare", str(tmp_path)]) == 2
-
-
-def markdown_tables(runs) -> list[list[str]]:
-    """Lines of the tables of values and of differences, each after what stands above it."""
-    values, title, changes, _ = markdown(runs).split("\n\n")
-    return [values.splitlines(), [title, *changes.splitlines()]]
 
 
 def test_differences_are_of_the_same_cases_and_say_to_which_run(runs, place, unbroken, tmp_path):

@@ -143,15 +143,15 @@ def interval(name: str, value: dict, sign: str = "") -> str:
 
 def notes(summaries: list[dict]) -> list[str]:
     """What has to be known of the intervals of runs, a sentence each."""
-    groups = [summary["groups"] for summary in summaries]
+    measures = [value for summary in summaries for value in summary.values()
+                if isinstance(value, dict) and "ci95" in value]
     said = ["[low, high] are 95 % intervals."]
     if any(summary["groups"] < summary["cases"] for summary in summaries):
         said.append("Cases that share an edited model are resampled together.")
-    if any(isinstance(value, dict) and value.get("ci95", ...) is None
-           for summary in summaries for value in summary.values()):
+    if any(value["ci95"] is None for value in measures):
         said.append("[none]: one case, or one edited model, has no interval.")
-    if any(1 < count < FEW for count in groups):
-        said.append(f"With fewer than {FEW} cases or groups the intervals are too narrow.")
+    if min(*(summary["groups"] for summary in summaries), *(m["n"] for m in measures)) < FEW:
+        said.append(f"Over fewer than {FEW} cases or groups they are too narrow.")
     return said
 
 
@@ -183,20 +183,21 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else "…" + name[1 - _NAME:]
 
 
-def tables_of(runs: list[MeasuredRun]) -> list[tuple[str, list[list[str]]]]:
-    """[(title, rows of cells)], a column per run: every measure that a run has, and, where there
-    are more runs, the differences to the first. The first row is the head."""
-    rows, first = rows_of(runs), runs[0].name
-    out = [("", _cells(rows, [row.measures for row in rows], [row.cases for row in rows]))]
+def tables_of(runs: list[MeasuredRun]) -> list[list[list[str]]]:
+    """Tables as rows of cells, a column per run: every measure that a run has, and, where there
+    are more runs, the differences to the first on the cases of both. The first row is the head."""
+    rows = rows_of(runs)
+    out = [_cells("", rows, [row.measures for row in rows], [row.cases for row in rows])]
     others = [row for row in rows if row.differences]
     if others:
         changes = [row.differences for row in others]
         counts = [max(change["n"] for change in row.values()) for row in changes]
-        out.append((f"minus {first}, on the cases of both", _cells(others, changes, counts, "+")))
+        out.append(_cells(f"minus {runs[0].name}", others, changes, counts, "+"))
     return out
 
 
-def _cells(rows: list[Row], columns: list[dict], counts: list[int], sign: str = "") -> list:
+def _cells(title: str, rows: list[Row], columns: list[dict], counts: list[int],
+           sign: str = "") -> list[list[str]]:
     """A measure whose n is not that of its column says so."""
     def cell(name, column, count):
         if name not in column:
@@ -205,7 +206,7 @@ def _cells(rows: list[Row], columns: list[dict], counts: list[int], sign: str = 
         text = f"{number(name, value['mean'], sign)} {interval(name, value, sign)}"
         return text if value["n"] == count else f"{text} (n {value['n']})"
 
-    return [["", *(row.name for row in rows)], ["n", *map(str, counts)],
+    return [[title, *(row.name for row in rows)], ["n", *map(str, counts)],
             *([MEASURES[name].label, *(cell(name, *pair) for pair in zip(columns, counts,
                                                                          strict=True))]
               for name in MEASURES if any(name in column for column in columns))]
@@ -213,24 +214,19 @@ def _cells(rows: list[Row], columns: list[dict], counts: list[int], sign: str = 
 
 def markdown(runs: list[MeasuredRun]) -> str:
     """Every measure with its interval, and the paired differences."""
-    parts = []
-    for title, (head, *cells) in tables_of(runs):
-        lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
-        parts.append("\n".join([*([title[:1].upper() + title[1:] + ":", ""] if title else []),
-                                *lines]))
+    parts = ["\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells))
+             for head, *cells in tables_of(runs)]
     return "\n\n".join([*parts, " ".join(notes([run.summary for run in runs]))])
 
 
 def latex(runs: list[MeasuredRun]) -> str:
     """The same as tabulars."""
     parts = []
-    for title, (head, *cells) in tables_of(runs):
+    for head, *cells in tables_of(runs):
         names = ["".join("\\" + c if c in "_&%#$" else c for c in name) for name in head]
-        lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\hline"]
-        lines += [" & ".join(line) + r" \\" for line in (names, *cells)]
-        lines.insert(3, r"\hline")
-        parts.append("\n".join([*([f"% {title}"] if title else []), *lines, r"\hline",
-                                r"\end{tabular}"]))
+        lines = [" & ".join(line) + r" \\" for line in (names, *cells)]
+        parts.append("\n".join([rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\hline",
+                                lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]))
     return "\n\n".join(parts)
 
 
