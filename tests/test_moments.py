@@ -1,5 +1,8 @@
 """Second moments are those of the keys, and an editor finds its own."""
 
+import json
+from itertools import islice
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 import recorded
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from samples import letters, relative
 from tiny import tiny_model
 
@@ -14,7 +19,9 @@ from rome_mlx.errors import RomeError
 from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import intercept
+from rome_mlx.models.sampling import beginning
 from rome_mlx.moments import corpus, lookup
+from rome_mlx.moments import files as store
 from rome_mlx.moments.estimator import SecondMoment, second_moments
 
 TOKENIZER = FakeTokenizer()
@@ -32,12 +39,17 @@ def text(tmp_path):
 
 def directly(model, layer: int, tokens: list[list[int]]) -> np.ndarray:
     """C from the whole model's run, in float64."""
+    keys = directly_keys(model, layer, tokens)
+    keys = keys.reshape(-1, keys.shape[-1])
+    return keys.T @ keys / len(keys)
+
+
+def directly_keys(model, layer: int, tokens: list[list[int]]) -> np.ndarray:
+    """(rows, tokens, dim) float64, from the whole model's run."""
     path = Decoder(model).path(layer, "down")
     with intercept(model, keep_inputs=[path]) as seen:
         model(mx.array(tokens))
-    keys = np.array(seen[path + ":input"], np.float64)
-    keys = keys.reshape(-1, keys.shape[-1])
-    return keys.T @ keys / len(keys)
+    return np.array(seen[path + ":input"], np.float64)
 
 
 # the estimate
@@ -120,6 +132,71 @@ def test_values_out_of_range_are_refused_and_nothing_is_written(model, text, arg
     with pytest.raises(RomeError, match=said):
         second_moments(model, TOKENIZER, **arguments)
     assert not output.exists()
+
+
+# texts that begin with BOS
+
+BEGINNING = FakeTokenizer(begins=True)
+BOS = BEGINNING.bos_token_id
+
+
+def test_what_texts_begin_with_is_read_off_the_tokenizer():
+    assert beginning(TOKENIZER) == [] and beginning(BEGINNING) == [BOS]
+
+
+def test_rows_begin_as_texts_do_and_that_position_is_not_counted(model, text):
+    moment = second_moments(model, BEGINNING, [2], text, 320, row_length=32)[2]
+    ids = TOKENIZER.encode(text.read_text(), add_special_tokens=False)[:320]
+    rows = [[BOS, *row] for row in np.reshape(ids, (10, 32)).tolist()]
+    keys = directly_keys(model, 2, rows)[:, 1:].reshape(320, -1)
+    assert moment.count == 320
+    assert relative(moment.value(), keys.T @ keys / 320) < 1e-5
+    assert relative(moment.mean(), keys.mean(0)) < 1e-5
+    without = second_moments(model, TOKENIZER, [2], text, 320, row_length=32)[2]
+    assert relative(moment.value(), without.value()) > 1e-3
+
+
+def test_own_samples_are_run_after_what_they_were_drawn_from(model, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK", 4)
+    rows = list(islice(corpus.rows(model, BEGINNING, "self", 12), 8))
+    keys = directly_keys(model, 1, [[BOS, *row] for row in rows])[:, 1:].reshape(96, -1)
+    moment = second_moments(model, BEGINNING, [1], "self", 96, row_length=12)[1]
+    assert moment.count == 96 and relative(moment.value(), keys.T @ keys / 96) < 1e-5
+
+
+def test_stored_moments_say_what_their_texts_begin_with(model, text, tmp_path):
+    options = dict(corpus=text, tokens=64, row_length=16)
+    for tokenizer, begins in ((TOKENIZER, []), (BEGINNING, [BOS])):
+        output = tmp_path / str(begins)
+        second_moments(model, tokenizer, [1], output=output, **options)
+        about = store.read_about(store.layer_path(output, 1))
+        assert about["begins_with"] == begins and about["format"] == "rome-mlx moments 2"
+
+
+@pytest.mark.parametrize("use", ["resume", "directory", "cache", "object"])
+def test_moments_without_the_beginning_are_refused_where_texts_have_it(
+        use, model, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path))
+    directory, options = tmp_path / "moments/mine", dict(corpus=text, row_length=16)
+    moments = second_moments(model, TOKENIZER, [1], tokens=64, output=directory, **options)
+    as_format_1(store.layer_path(directory, 1))
+    lookup.moment_matrix(model, TOKENIZER, 1)  # where texts begin with nothing it serves
+    given = {"directory": directory, "object": moments, "cache": None}
+    said = "no second moments" if use == "cache" else r"begin with the tokens \[\].*\[0\].*again"
+    with pytest.raises(RomeError, match=said):
+        if use == "resume":
+            second_moments(model, BEGINNING, [1], tokens=128, output=directory, **options)
+        else:
+            lookup.moment_matrix(model, BEGINNING, 1, given[use])
+
+
+def as_format_1(path) -> None:
+    """The file as versions before 0.2 wrote it."""
+    with safe_open(str(path), "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in ("upper", "mean")}
+    about = store.read_about(path) | {"format": "rome-mlx moments 1"}
+    del about["begins_with"]
+    save_file(tensors, path, {name: json.dumps(value) for name, value in about.items()})
 
 
 # what an editor finds

@@ -4,6 +4,17 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..errors import RomeError
+from .tokens import encode, unwrapped
+
+
+def beginning(tokenizer) -> list[int]:
+    """The special tokens that `encode` puts before every text, such as [BOS]; of many models none.
+
+    They are those before "x" in what the tokenizer makes of it.
+    """
+    whole = encode(tokenizer, "x").ids
+    own = list(unwrapped(tokenizer).encode("x", add_special_tokens=False))
+    return next((whole[:i] for i in range(len(whole)) if whole[i: i + len(own)] == own), [])
 
 
 def start_token(tokenizer) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import RomeError
-from ..models.sampling import sample, start_token
+from ..models.sampling import beginning, sample, start_token
 from ..models.tokens import unwrapped
 
 #: shorthand -> (hub data set, configuration)
@@ -70,7 +70,8 @@ def rows(model, tokenizer, corpus, length: int, *, seed: int = 0, skip: int = 0,
          size: int = 1) -> Iterator[list[int] | None]:
     """Rows of `length` token ids, the first `skip` of them left out; every one is full.
 
-    Documents follow one another, divided by EOS, without other special tokens. Of `size` ranks
+    Documents follow one another, divided by EOS, without other special tokens: what texts begin
+    with (`models.sampling.beginning`) is no part of a row. Of `size` ranks
     each gets blocks of 32 rows in turn, and None in place of the others'.
     """
     corpus = Corpus.of(corpus)
@@ -170,11 +171,11 @@ def _column(corpus: Corpus, seed: int, label: str, **load) -> Iterator[str]:
 
 
 def _own_samples(model, tokenizer, length, seed, skip, rank, size) -> Iterator[list[int] | None]:
-    start = start_token(tokenizer)
+    start = beginning(tokenizer) or [start_token(tokenizer)]
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     block, skip = skip // BLOCK, skip % BLOCK
     while True:
         out = [None] * BLOCK if block % size != rank else sample(
-            model, [[start]] * BLOCK, length, seed=seed * 100_003 + block, avoid=avoid)
+            model, [start] * BLOCK, length, seed=seed * 100_003 + block, avoid=avoid)
         yield from out[skip:]
         block, skip = block + 1, 0

@@ -15,6 +15,7 @@ from ..models.architectures import model_type
 from ..models.decoder import Decoder
 from ..models.identity import fingerprint
 from ..models.loading import describe
+from ..models.sampling import beginning
 from ..models.weights import weight_shape
 from ..storage.ranks import Ranks
 from . import files as store
@@ -44,6 +45,8 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
                    output: str | Path | None = None, progress: bool = False) -> Moments:
     """Second moments of the down projections' inputs at `layers`, over a corpus.
 
+    Each row is run after the special tokens that the model's texts begin with, such as BOS, whose
+    own keys are not counted: they are the same in every text, and no subject's.
     tokens: counted up to whole rows of `row_length`; every row is full, so padding is never
     counted. batch: rows run at a time. until_stable: stop at 1/16, 1/8, 1/4 or 1/2 of the
     tokens when there the directions C⁻¹k of their two halves have at least this mean cosine.
@@ -82,11 +85,12 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
 
 
 def about_layer(decoder: Decoder, tokenizer, layer: int) -> dict:
-    """What identifies the keys of a layer: model, layer, module path, fingerprint, width."""
+    """What identifies the keys of a layer: model, layer, module path, fingerprint, width, and
+    which tokens texts begin with."""
     module = decoder.module(layer, "down")
     return {"model": model_name(decoder.model, tokenizer), "layer": layer,
             "module": decoder.path(layer, "down"), "dim": weight_shape(module)[1],
-            "fingerprint": fingerprint(module)}
+            "fingerprint": fingerprint(module), "begins_with": beginning(tokenizer)}
 
 
 def model_name(model, tokenizer) -> str:
@@ -116,6 +120,7 @@ class _Count:
         self.decoder, self.tokenizer, self.moments, self.ranks = decoder, tokenizer, moments, ranks
         self.batch, self.output, self.until_stable = batch, output, until_stable
         self.length, self.corpus = about["row_length"], corpus
+        self.begins_with = about["begins_with"]
         self.begun = {layer: m.count // self.length for layer, m in moments.items()}
         self.done = min(self.begun.values())
         self.source = rows(decoder.model, tokenizer, corpus, self.length, seed=about["seed"],
@@ -161,7 +166,7 @@ class _Count:
         mine = [row for row in group if row is not None]
         layers = [layer for layer, n in self.begun.items() if n <= self.done]
         for i in range(0, len(mine), self.batch):
-            _add_rows(self.decoder, mx.array(mine[i: i + self.batch]),
+            _add_rows(self.decoder, mine[i: i + self.batch], self.begins_with,
                       {layer: self.shares[layer] for layer in layers})
         self.done += len(group)
         return len(group)
@@ -200,6 +205,9 @@ class _Count:
         self.saved = time.monotonic()
 
 
-def _add_rows(decoder: Decoder, ids: mx.array, moments: dict[int, SecondMoment]) -> None:
+def _add_rows(decoder: Decoder, rows: list[list[int]], begins_with: list[int],
+              moments: dict[int, SecondMoment]) -> None:
+    """Count the keys of the rows' own tokens."""
+    ids = mx.array([begins_with + row for row in rows])
     for layer, keys in layer_keys(decoder, ids, moments):
-        moments[layer].add(keys.reshape(-1, moments[layer].dim))
+        moments[layer].add(keys[:, len(begins_with):].reshape(-1, moments[layer].dim))

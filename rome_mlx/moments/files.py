@@ -14,6 +14,9 @@ from ..storage.files import in_one_piece
 from ..storage.places import cache_directory, data_path
 from .second_moment import SecondMoment, Triangle
 
+#: files of the first do not say what texts begin with: they were counted with nothing before them
+FORMATS = ("rome-mlx moments 1", "rome-mlx moments 2")
+
 
 def layer_path(directory: str | Path, layer: int) -> Path:
     return Path(directory) / f"layer-{layer}.safetensors"
@@ -39,7 +42,7 @@ def write(path: Path, moment, about: dict) -> None:
     While a run is under way, also C as it was at fewer tokens (`moment.first`).
     """
     tensors = {"upper": moment.triangle().upper, "mean": moment.mean().astype(np.float32)}
-    metadata = {**about, "count": moment.count, "format": "rome-mlx moments 1",
+    metadata = {**about, "count": moment.count, "format": FORMATS[-1],
                 "versions": {name: version(name) for name in ("mlx", "mlx-lm")}}
     if moment.first is not None:
         tensors["first"], metadata["first_count"] = moment.first.upper, moment.first.count
@@ -60,7 +63,7 @@ def read_about(path: Path) -> dict:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RomeError(f"{path} is not a moments file ({error}); remove it and make it again with "
                         "rome-mlx moments") from error
-    if metadata.get("format") != "rome-mlx moments 1":
+    if metadata.get("format") not in FORMATS:
         raise RomeError(f"{path} is not a moments file of rome-mlx; make it with "
                         "rome-mlx moments")
     return metadata
@@ -89,11 +92,16 @@ def read(path: Path) -> tuple[SecondMoment, dict]:
 
 
 def check(path: Path, found: dict, wanted: dict, also=()) -> None:
-    """Raises RomeError where a file is of another layer, shape, model or (`also`) corpus."""
+    """Raises RomeError where a file is of another layer, shape, model or (`also`) corpus, or was
+    counted on texts that begin otherwise than the model's do."""
     for key in ("layer", "dim", *also):
         if found.get(key) != wanted[key]:
             raise RomeError(f"{path} was made for {key} {found.get(key)!r}, not {wanted[key]!r}; "
                             "give other moments or make them with rome-mlx moments")
+    if (begins := found.get("begins_with", [])) != wanted["begins_with"]:
+        raise RomeError(f"{path} was counted on texts that begin with the tokens {begins}, and "
+                        f"this model's begin with {wanted['begins_with']}, which changes every "
+                        "key; count them again with rome-mlx moments, in a new directory")
     if not same(found.get("fingerprint", []), wanted["fingerprint"]):
         raise RomeError(f"{path} was made for another model ({found.get('model')}), its weight "
                         "is not this model's; make moments for this one with rome-mlx moments")

@@ -38,7 +38,7 @@ def moment_matrix(model, tokenizer, layer: int, moments=None) -> np.ndarray:
             raise RomeError(f"the moments given are of layers {sorted(moments)}, not {layer}; "
                             f"make them with: {command}")
         for key, value in getattr(moments, "about", {}).get(layer, {}).items():
-            if key in ("layer", "dim", "fingerprint"):
+            if key in ("layer", "dim", "fingerprint", "begins_with"):
                 store.check(Path(f"layer {layer}"), {**about, key: value}, about)
         return _square(moments[layer], about["dim"])
     path = store.layer_path(moments, layer)
