@@ -1,6 +1,5 @@
 """Locate the layer that decides a fact, edit it, verify: the whole way in one call."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,8 +108,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
         context_templates = editor.kept_templates(model, tokenizer, seed, resolved)
     if editor.needs_moments:
         moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
-                                 moments, seed=seed,
-                                 progress=progress is not None and sys.stderr.isatty())
+                                 moments, seed=seed)
     edit = editor.write(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
                         moments=moments, seed=seed, hyperparameters=resolved,
                         context_templates=context_templates,

@@ -185,7 +185,9 @@ def test_an_extended_run_goes_on_looking(model, text, tmp_path):
     assert [look["tokens"] for look in later[len(first):]] == [2400, 4800, 9600]
 
 
-def test_progress_is_in_tokens_with_the_time_left(model, text, capfd):
+def test_on_a_terminal_progress_is_a_bar_in_tokens_with_the_time_left(
+        model, text, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     second_moments(model, TOKENIZER, [0], text, 9600, row_length=16, progress=True)
     assert "9.60k/9.60k [" in (said := capfd.readouterr().err) and "token/s" in said
     assert "<00:00" in said

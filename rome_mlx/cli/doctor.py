@@ -120,13 +120,14 @@ def _model(found: dict, missing: list, args) -> None:
 def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
     from ..editing.layer_choice import layer_to_edit, profile_decision
     from ..editing.methods import ROME
+    from ..models.identity import Identity
     from ..moments import files as store
-    from ..moments.estimator import about_layer
+    from ..moments.estimator import about_layers
     from ..view.layers import sentences
 
-    lines, layers = [], range(len(decoder.layers))
-    for layer in layers:
-        path = store.find(about_layer(decoder, tokenizer, layer))
+    lines, identity = [], Identity.of(decoder.model).unedited
+    for layer, about in about_layers(decoder, tokenizer, decoder.dense_layers, identity).items():
+        path = store.find(about)
         if path is not None:
             about = store.read_about(path)
             lines.append(f"layer {layer}: {about['count']:,} tokens of {about['corpus']}")

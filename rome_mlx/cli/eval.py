@@ -101,6 +101,7 @@ def _run(args) -> int:
     from ..evaluation.zsre import read_zsre
     from ..models.decoder import Decoder
     from ..models.loading import describe
+    from ..moments.lookup import moments_told
 
     given = None
     if args.method != "none":
@@ -132,6 +133,8 @@ def _run(args) -> int:
         progress=sys.stderr.isatty())
     if mx.distributed.init().rank() == 0:
         print(layers_told(profile_decision(Decoder(model)), LayerChoice(**summary["layer_choice"])))
+        if told := moments_told(read_json(Path(args.output) / "run.json")["moments"]):
+            print(f"{told}.")
         show(summary)
         write_json(args.json, summary | ({} if skipped is None else {"skipped": skipped}))
         if args.report is not None:

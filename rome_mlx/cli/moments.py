@@ -9,7 +9,6 @@ Under mlx.launch every rank counts a share:
 """
 
 import argparse
-import sys
 
 from .common import add_model_arguments, layer_list, load_model, positive
 
@@ -47,7 +46,7 @@ def run(args) -> int:
     model, tokenizer = load_model(args)
     moments = second_moments(model, tokenizer, args.layers, corpus, args.tokens,
                              row_length=args.row_length, seed=args.seed, output=args.output,
-                             until_stable=args.until_stable, progress=sys.stderr.isatty())
+                             until_stable=args.until_stable, progress=True)
     if Ranks("").rank == 0:
         for layer in moments:
             tell(moments, layer, args.output)

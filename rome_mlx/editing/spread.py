@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import RomeError
 from ..models.decoder import Decoder
-from ..moments.lookup import moment_matrix
+from ..moments.lookup import find_moments
 from .edit import Edit, provenance
 from .hyperparameters import depth_layer
 from .key import in_contexts, read_keys, read_states
@@ -43,8 +43,7 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
     if decoder.architecture.mlp_norm:
         raise RomeError(f"{method.name} needs the MLP's output to be added as it is, and this "
                         "model norms it first; use rome, r-rome or p-rome")
-    for layer in layers:  # what is missing is missing before any work
-        moment_matrix(model, tokenizer, layer, moments)
+    given = find_moments(model, tokenizer, layers, moments)  # missing before any work, or not
     templates = (sampled_templates(model, tokenizer, seed, hp) if context_templates is None
                  else check_templates(context_templates))
     values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, "block",
@@ -58,8 +57,8 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
             keys[path] = request_keys(decoder, tokenizer, requests, templates, layer).T
             state = _states(decoder, tokenizer, requests, layers[-1])
             residual = (goal - state) / (len(layers) - i) / decoder.residual  # Rᵀ, (n, dim)
-            matrix = moment_matrix(model, tokenizer, layer, moments)
-            update = solve(hp, matrix, keys[path], _earlier_keys(earlier, path, keys[path]))
+            update = solve(hp, given.matrix(layer), keys[path],
+                           _earlier_keys(earlier, path, keys[path]))
             found.append(Edit(method.name, requests, {path: LowRank(update, residual).compact()},
                               [layer]))
             found[-1].apply(model)
@@ -71,6 +70,7 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
     return Edit(
         method=method.name, requests=requests, deltas=deltas, layers=layers, hyperparameters=hp,
         context_templates=templates, losses=mean_losses(values), seed=seed, keys=keys,
+        moments=given.used,
         **provenance(model, tokenizer, deltas))
 
 

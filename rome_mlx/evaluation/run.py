@@ -45,7 +45,7 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
     """
     started, together = time.monotonic(), max(sequential, batch)
     editing = Editing(model, tokenizer, method, layer, hyperparameters, moments, templates, seed,
-                      batch, progress)
+                      batch)
     for i in range(0, len(cases), together):
         check_requests(case.request for case in cases[i: i + together])
     measuring = Measuring(model, tokenizer, cases, generations, references, seed)
@@ -85,7 +85,7 @@ class Editing:
     """How cases are edited: the method, where, and with what; `settings` says all of it."""
 
     def __init__(self, model, tokenizer, method, layer, hyperparameters, moments, templates, seed,
-                 batch, progress):
+                 batch):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         self.editor = None if method == "none" else find_method(method)
         decoder, editor = Decoder(model), self.editor or ROME
@@ -96,17 +96,17 @@ class Editing:
         self.choice: LayerChoice = layer_to_edit(
             decoder, editor, layer=layer, hyperparameters=self.editor and hyperparameters)
         self.where = editor.layers_up_to(self.choice.layer, hp)
+        found = None
         if self.editor is not None:
             if editor.needs_moments:
                 layers = [self.where] if isinstance(self.where, int) else self.where
-                moments = ensure_moments(model, tokenizer, layers, moments, seed=seed,
-                                         progress=progress)
+                found = ensure_moments(model, tokenizer, layers, moments, seed=seed)
             templates = templates or editor.templates(model, tokenizer, seed, hp)
-        self.options = {"moments": moments, "seed": seed, "hyperparameters": hp,
+        self.options = {"moments": found, "seed": seed, "hyperparameters": hp,
                         "context_templates": templates}
         self.settings = {
             "method": method, "layers": self.where, "seed": seed, "context_templates": templates,
-            "hyperparameters": hp and asdict(hp), "moments": _label(moments)}
+            "hyperparameters": hp and asdict(hp), "moments": found and found.used}
 
     @contextmanager
     def edited(self, requests):
@@ -173,9 +173,3 @@ class Measuring:
         score = self.references and self.references.score(texts, case)
         return {"texts": texts, "ngram_entropy": ngram_entropy(texts),
                 **({} if score is None else {"reference_score": score})}
-
-
-def _label(moments) -> str:
-    if moments is None:
-        return "shipped or cached"
-    return str(moments) if isinstance(moments, str | Path) else type(moments).__name__

@@ -5,6 +5,8 @@ always the original plus the sum of what is applied, in the order it was applied
 is the original array itself. A quantized weight is never touched: a side adapter takes its place.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -63,6 +65,23 @@ def edits_of(model) -> list:
     entries = [entry for record in records if record is not None for entry in record.edits]
     entries.sort(key=lambda entry: entry[2])
     return list({id(edit): edit for edit, *_ in entries}.values())
+
+
+@contextmanager
+def without_edits(model) -> Iterator[None]:
+    """Take all applied edits back inside, and put them on again in their order after."""
+    records = {path: record for path, module in model.named_modules()
+               if (record := record_of(module)) is not None}
+    held = {path: record.edits for path, record in records.items()}
+    try:
+        for path, record in records.items():
+            record.edits = []
+            _write(model, path, record)
+        yield
+    finally:
+        for path, record in records.items():
+            record.edits = held[path]
+            _write(model, path, record)
 
 
 def linear_shape(model, path: str) -> tuple[int, int]:

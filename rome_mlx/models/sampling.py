@@ -1,5 +1,7 @@
 """Text sampled from the model itself, seeded and in batches."""
 
+from collections.abc import Callable
+
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -26,10 +28,12 @@ def start_token(tokenizer) -> int:
 
 
 def sample(model, prompts: list[list[int]], length: int, *, seed: int = 0,
-           top_k: int | None = None, avoid=()) -> list[list[int]]:
+           top_k: int | None = None, avoid=(),
+           each: Callable[[int], None] = lambda n: None) -> list[list[int]]:
     """`length` new tokens for every prompt; prompts are of one length, temperature is 1.
 
-    top_k: sample among the k likeliest; avoid: token ids never drawn.
+    top_k: sample among the k likeliest; avoid: token ids never drawn; each: called with the number
+    of tokens that every row has.
     """
     cache, key = make_prompt_cache(model), mx.random.key(seed)
     tokens, out = mx.array(prompts), []
@@ -45,4 +49,5 @@ def sample(model, prompts: list[list[int]], length: int, *, seed: int = 0,
         tokens = mx.random.categorical(logits, key=draw)[:, None]
         mx.async_eval(tokens)
         out.append(tokens)
+        each(len(out))
     return mx.concatenate(out, axis=1).tolist()

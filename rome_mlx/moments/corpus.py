@@ -1,6 +1,6 @@
 """Rows of tokens from any corpus, always in the same order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +67,19 @@ class Corpus:
 
 
 def rows(model, tokenizer, corpus, length: int, *, seed: int = 0, skip: int = 0, rank: int = 0,
-         size: int = 1) -> Iterator[list[int] | None]:
+         size: int = 1,
+         sampled: Callable[[str], None] = lambda doing: None) -> Iterator[list[int] | None]:
     """Rows of `length` token ids, the first `skip` of them left out; every one is full.
 
     Documents follow one another, divided by EOS, without other special tokens: what texts begin
     with (`models.sampling.beginning`) is no part of a row. Of `size` ranks
-    each gets blocks of 32 rows in turn, and None in place of the others'.
+    each gets blocks of 32 rows in turn, and None in place of the others'. sampled: called with
+    words at every token of the model's own samples.
     """
     corpus = Corpus.of(corpus)
     if corpus.sources == ["self"]:
-        yield from _own_samples(model, tokenizer, length, seed, skip, rank, size)
+        yield from _own_samples(model, tokenizer, length, seed, skip, rank, size,
+                                sampled)
         return
     for index, row in enumerate(_packed(unwrapped(tokenizer), tokenizer.eos_token_id,
                                         texts(corpus, seed), length)):
@@ -170,12 +173,14 @@ def _column(corpus: Corpus, seed: int, label: str, **load) -> Iterator[str]:
                         "give a local .txt, .jsonl or .parquet file, or 'self'") from error
 
 
-def _own_samples(model, tokenizer, length, seed, skip, rank, size) -> Iterator[list[int] | None]:
+def _own_samples(model, tokenizer, length, seed, skip, rank, size,
+                 sampled) -> Iterator[list[int] | None]:
     start = beginning(tokenizer) or [start_token(tokenizer)]
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     block, skip = skip // BLOCK, skip % BLOCK
     while True:
         out = [None] * BLOCK if block % size != rank else sample(
-            model, [start] * BLOCK, length, seed=seed * 100_003 + block, avoid=avoid)
+            model, [start] * BLOCK, length, seed=seed * 100_003 + block, avoid=avoid,
+            each=lambda n: sampled(f"sampling {n} of {length}"))
         yield from out[skip:]
         block, skip = block + 1, 0

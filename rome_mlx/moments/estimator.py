@@ -7,13 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
-from tqdm import tqdm
 
 from ..accel.linux_cpu import fast_attention, fast_gates
 from ..errors import RomeError
 from ..models.architectures import model_type
 from ..models.decoder import Decoder
-from ..models.identity import fingerprint
+from ..models.identity import Identity, fingerprint
 from ..models.loading import describe
 from ..models.sampling import beginning
 from ..models.weights import weight_shape
@@ -22,6 +21,7 @@ from . import files as store
 from . import quality as enough
 from .corpus import BLOCK, Corpus, check_corpus, rows
 from .keys import layer_keys
+from .progress import Progress
 from .second_moment import SecondMoment
 
 _CHECKPOINT_SECONDS = 40
@@ -53,8 +53,11 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     output: a directory with one file a layer. A file for the same model, corpus, row length and
     seed is taken up where it stopped, also to extend it; it is saved every 40 seconds.
 
+    progress: say on stderr how far it is, with a bar on a terminal, else every ten seconds.
+
     Under `mlx.launch` each rank counts a share of the rows, and all return the same sums; the
-    first one writes. Takes 10 dim² bytes a layer, on several ranks 18, and 10 dim² beside.
+    first one writes. The model is counted as it is, with its adapters and applied edits, and what
+    is counted says so. Takes 10 dim² bytes per layer, on several ranks 18, and 10 dim² beside.
     Raises RomeError for layers out of range, a corpus that cannot be read or is too short, and
     files in `output` that are of something else; ConnectionError when another rank dies. The
     model stays as it was.
@@ -66,9 +69,10 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     check_corpus(corpus)
     if output is not None:
         store.check_directory(output)
+    abouts = about_layers(decoder, tokenizer, layers, Identity.of(model))
     moments = Moments(about={
-        layer: {**about_layer(decoder, tokenizer, layer), "corpus": str(corpus),
-                "row_length": row_length, "seed": seed} for layer in layers})
+        layer: {**about, "corpus": str(corpus), "row_length": row_length, "seed": seed}
+        for layer, about in abouts.items()})
     ranks = Ranks("nothing is kept without an output directory" if output is None else
                   f"what was counted until the last save is in {output}: start it again")
     with ranks.together(), ExitStack() as stack:
@@ -84,13 +88,18 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     return moments
 
 
-def about_layer(decoder: Decoder, tokenizer, layer: int) -> dict:
-    """What identifies the keys of a layer: model, layer, module path, fingerprint, width, and
-    which tokens texts begin with."""
-    module = decoder.module(layer, "down")
-    return {"model": model_name(decoder.model, tokenizer), "layer": layer,
-            "module": decoder.path(layer, "down"), "dim": weight_shape(module)[1],
-            "fingerprint": fingerprint(module), "begins_with": beginning(tokenizer)}
+def about_layers(decoder: Decoder, tokenizer, layers, identity: Identity) -> dict[int, dict]:
+    """What identifies the keys of each layer: model, its identity, layer, module path, width,
+    fingerprint, and which tokens texts begin with.
+
+    identity: the model's, with its edits or without, as the keys are.
+    """
+    modules = {layer: decoder.module(layer, "down") for layer in layers}
+    model = {"model": model_name(decoder.model, tokenizer), "identity": identity.to_json(),
+             "begins_with": beginning(tokenizer)}
+    return {layer: {**model, "layer": layer, "module": decoder.path(layer, "down"),
+                    "dim": weight_shape(module)[1], "fingerprint": fingerprint(module)}
+            for layer, module in modules.items()}
 
 
 def model_name(model, tokenizer) -> str:
@@ -123,22 +132,23 @@ class _Count:
         self.begins_with = about["begins_with"]
         self.begun = {layer: m.count // self.length for layer, m in moments.items()}
         self.done = min(self.begun.values())
-        self.source = rows(decoder.model, tokenizer, corpus, self.length, seed=about["seed"],
-                           skip=self.done, rank=ranks.rank, size=ranks.size)
         self.shares = moments if ranks.size == 1 else {
             layer: SecondMoment(m.dim) for layer, m in moments.items()}
         self.keys: dict = {}  # of well-known subjects, a layer
         self.progress, self.saved = progress and ranks.rank == 0, time.monotonic()
+        self.seed = about["seed"]
 
     def run(self, wanted: int) -> None:
         """Count until there are `wanted` rows, the corpus ends or the directions have settled."""
         stop, start = self.done >= wanted, self.done
         marks = self._marks(wanted)
-        with tqdm(total=wanted * self.length, initial=self.done * self.length, unit="token",
-                  unit_scale=True, disable=not self.progress, file=sys.stderr) as bar:
+        with Progress(wanted * self.length, self.done * self.length, self.progress) as progress:
+            source = rows(self.decoder.model, self.tokenizer, self.corpus, self.length,
+                          seed=self.seed, skip=self.done, rank=self.ranks.rank,
+                          size=self.ranks.size, sampled=progress.alive)
             while not stop:
-                got = self._step(min([wanted, *(n for n in marks if n > self.done)]))
-                bar.update(got * self.length)
+                got = self._step(source, min([wanted, *(n for n in marks if n > self.done)]))
+                progress.add(got * self.length)
                 stop = got == 0 or self.done == wanted
                 if self.done in marks or not got:
                     stop = self._look() or stop
@@ -158,11 +168,11 @@ class _Count:
         return {n for n in (-(-wanted // 2**k) for k in range(5))
                 if n * self.length >= 2 * widest}
 
-    def _step(self, limit: int) -> int:
+    def _step(self, source, limit: int) -> int:
         """Count up to `limit` rows or less; how many there were, over all ranks."""
         ahead = [n for n in self.begun.values() if n > self.done]
         most = self.batch if self.ranks.size == 1 else BLOCK * self.ranks.size
-        group = list(islice(self.source, min([most, *(n - self.done for n in (limit, *ahead))])))
+        group = list(islice(source, min([most, *(n - self.done for n in (limit, *ahead))])))
         mine = [row for row in group if row is not None]
         layers = [layer for layer, n in self.begun.items() if n <= self.done]
         for i in range(0, len(mine), self.batch):
@@ -197,8 +207,9 @@ class _Count:
         return self.ranks.any(len(settled) == len(self.moments) and all(settled))
 
     def _save(self, finished: bool) -> None:
-        if finished:
-            for moment in self.moments.values():
+        for layer, moment in self.moments.items():
+            self.moments.about[layer]["finished"] = finished
+            if finished:
                 moment.first = None
         if self.output is not None and self.done and self.ranks.rank == 0:
             store.write_all(self.output, self.moments)

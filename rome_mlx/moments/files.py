@@ -1,5 +1,6 @@
 """Moments on disk: one safetensors file a layer, whole or not at all."""
 
+import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -9,12 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import RomeError
-from ..models.identity import same
+from ..models.identity import Identity, same
 from ..storage.files import in_one_piece
 from ..storage.places import cache_directory, data_path
 from .second_moment import SecondMoment, Triangle
 
-#: files of the first do not say what texts begin with: they were counted with nothing before them
+#: files of the first do not say of which model they are but by the layer's fingerprint, nor what
+#: texts begin with: they were counted with nothing before them
 FORMATS = ("rome-mlx moments 1", "rome-mlx moments 2")
 
 
@@ -105,20 +107,55 @@ def check(path: Path, found: dict, wanted: dict, also=()) -> None:
     if not same(found.get("fingerprint", []), wanted["fingerprint"]):
         raise RomeError(f"{path} was made for another model ({found.get('model')}), its weight "
                         "is not this model's; make moments for this one with rome-mlx moments")
+    if "identity" in found:
+        _check_identity(path, found, wanted)
+
+
+def _check_identity(path: Path, found: dict, wanted: dict) -> None:
+    try:
+        counted, this = (Identity.from_json(about["identity"]) for about in (found, wanted))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RomeError(f"{path} is damaged ({error}); remove it and make it again") from error
+    if (difference := counted.difference(this)) is None:
+        return
+    if counted.unedited.difference(this.unedited) is None:
+        raise RomeError(f"{path} was counted with {difference}, which changes the keys; revert the "
+                        "edits and count again, or apply the same ones")
+    raise RomeError(f"{path} was made for another model ({found.get('model')}: {difference}); make "
+                    "moments for this one with rome-mlx moments")
 
 
 def find(about: dict) -> Path | None:
-    """A shipped or cached file for the layer that `about` describes; most tokens first."""
+    """A shipped or cached file for the layer that `about` describes, None where there is none.
+
+    Of several the one of most tokens, then the shipped one, then the first by its path. Files of a
+    count that was broken off are passed over.
+    """
     found = []
-    for root in (data_path("moments"), moments_cache()):
+    for cached, root in enumerate((data_path("moments"), moments_cache())):
         for path in root.glob(f"*/layer-{about['layer']}.safetensors"):
             try:
                 other = read_about(path)
                 check(path, other, about)
             except RomeError:
                 continue
-            found.append((other["count"], path))
-    return max(found)[1] if found else None
+            if other.get("finished", True):
+                found.append((-other["count"], cached, str(path)))
+    return Path(min(found)[2]) if found else None
+
+
+def sha256(upper: np.ndarray) -> str:
+    """The content hash of an upper triangle, as it is stored."""
+    return hashlib.sha256(np.ascontiguousarray(upper)).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The content hash of a moments file's C. Raises RomeError for a damaged file."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return sha256(file.get_tensor("upper"))
+    except (SafetensorError, OSError) as error:
+        raise RomeError(f"{path} is damaged ({error}); remove it and make it again") from error
 
 
 def moments_cache() -> Path:

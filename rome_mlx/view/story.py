@@ -5,6 +5,7 @@ import time
 from textwrap import fill
 
 from ..editing.layer_choice import decisive
+from ..moments.lookup import moments_told
 from .layers import layers_told
 
 _WIDTH = 79
@@ -55,6 +56,8 @@ class Story:
               f"{layers}, {len(edit.losses)} steps: loss "
               f"{first['total']:.3f} → {last['total']:.3f}\n"
               f"  (target {last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f})")
+        if told := moments_told(edit.moments):
+            print(fill(f"{told}.", _WIDTH, initial_indent="  ", subsequent_indent="  "))
         print(fill(f"Hyperparameters: {edit.hyperparameters.preset}.", _WIDTH,
                    initial_indent="  ", subsequent_indent="  "))
 

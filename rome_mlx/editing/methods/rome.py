@@ -13,7 +13,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from ...errors import RomeError
 from ...facts import EditRequest
 from ...models.decoder import Decoder
-from ...moments.lookup import moment_matrix
+from ...moments.lookup import find_moments
 from ..edit import Edit, provenance
 from ..hyperparameters import ValueHyperparameters, named
 from ..key import in_contexts, read_keys
@@ -92,14 +92,14 @@ def p_rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, 
 _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, False)}
 
 
-def _rank_one(method, model, tokenizer, request, layer, moments, templates, given, seed,
+def _rank_one(method, model, tokenizer, request, layer, moments, templates, hyperparameters, seed,
               report) -> Edit:
     decoder, request = Decoder(model), check_request(request)
-    hp = ROME.resolve(given, decoder)
+    hp = ROME.resolve(hyperparameters, decoder)
     if layer is None and hp.layer is None:
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
-    matrix = moment_matrix(model, tokenizer, layer, moments)
+    given = find_moments(model, tokenizer, [layer], moments)
     templates = (rome_templates(model, tokenizer, seed, hp) if templates is None
                  else check_templates(templates))
 
@@ -110,7 +110,8 @@ def _rank_one(method, model, tokenizer, request, layer, moments, templates, give
     for_direction, for_update = (everywhere if all_contexts else bare
                                  for all_contexts in _CONTEXTS[method])
 
-    direction = inverse_direction(matrix, readings.keys[for_direction].mean(0), hp.ridge)
+    direction = inverse_direction(given.matrix(layer), readings.keys[for_direction].mean(0),
+                                  hp.ridge)
     value, = optimize_values(decoder, tokenizer, [request], templates, layer, hp, report=report)
     right, left = rank_one_update(
         readings.keys[for_update].mean(0), direction, value.initial + value.delta,
@@ -120,7 +121,7 @@ def _rank_one(method, model, tokenizer, request, layer, moments, templates, give
     return Edit(
         method=method, requests=[request], deltas={path: LowRank(left[:, None], right[None, :])},
         layers=[layer], hyperparameters=hp, context_templates=templates, losses=value.losses,
-        seed=seed, **provenance(model, tokenizer, [path]))
+        seed=seed, moments=given.used, **provenance(model, tokenizer, [path]))
 
 
 def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -> np.ndarray:
