@@ -1,4 +1,4 @@
-"""Many facts at once: MEMIT's λ, EMMET's scale, AlphaEdit's threshold and λ for the default model.
+"""Many facts at once: MEMIT's λ, EMMET's scale, AlphaEdit's energy and λ for the default model.
 
   python benchmarks/sweep_batch.py --data counterfact.json --output runs/batch
 
@@ -37,8 +37,8 @@ LAYERS = [4, 5, 6]
 GRID = [
     *(("memit", LAYERS, {"update_weight": weight}) for weight in (20.0, 200.0, 2000.0, 20000.0)),
     *(("emmet", LAYERS[-1:], {"moment_scale": scale, "ridge": 0.1}) for scale in (1.0, 1000.0)),
-    *(("alphaedit", LAYERS, {"threshold": threshold, "regularization": weight})
-      for threshold, weight in ((0.02, 10.0), (0.02, 1.0), (0.05, 1.0), (0.05, 0.1))),
+    *(("alphaedit", LAYERS, {"energy": energy, "regularization": weight})
+      for energy in (0.01, 0.02, 0.05) for weight in (10.0, 1.0, 0.1)),
 ]
 
 
@@ -73,7 +73,7 @@ def measured(model, tokenizer, cases, unedited, templates, method: str, layers, 
     with edit.applied(model):
         edited = [case_scores(model, tokenizer, case) for case in cases]
     return {"edited": means(edited, unedited), "unedited": means(unedited, unedited),
-            "norm": edit.norm_change(model)}
+            "norm": edit.norm_change(model), "details": edit.details}
 
 
 def keep_values(directory: Path) -> None:

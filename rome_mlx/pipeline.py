@@ -45,7 +45,8 @@ class Result:
                 "decisive_layer": self.decisive_layer, "layer_choice": self.choice.to_json(),
                 "hyperparameters": (asdict(self.edit.hyperparameters)
                                     if self.edit.hyperparameters else None),
-                "moments": self.edit.moments, "trace": self.trace.to_json(),
+                "moments": self.edit.moments, "details": self.edit.details,
+                "trace": self.trace.to_json(),
                 "losses": self.edit.losses, **self.verification.to_json()}
 
     def maps(self) -> list[Trace]:

@@ -111,7 +111,7 @@ def test_lora_on_an_edited_4_bit_model_keeps_the_edit():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_called_alike(name):
     model, request = tiny_model("llama"), REQUESTS[0]
-    more = {"alphaedit": {"threshold": 0.9}}.get(name, {})
+    more = {"alphaedit": {"energy": 0.1}}.get(name, {})
     edit = METHODS[name].write(model, FakeTokenizer(), request, 1, moments={1: MOMENT},
                                context_templates=["{}", "q. {}"], hyperparameters=more,
                                seed=1, report=lambda losses: None)
@@ -138,7 +138,7 @@ def test_a_sequence_computes_each_edit_on_the_model_with_those_before_it():
 def test_every_method_writes_in_sequence_and_leaves_the_model_bit_for_bit(name):
     model = tiny_model("llama")
     before, seen = arrays(model), []
-    more = {"alphaedit": {"threshold": 0.9}}.get(name, {})
+    more = {"alphaedit": {"energy": 0.1}}.get(name, {})
     for edit in rm.in_sequence(model, FakeTokenizer(), REQUESTS, METHODS[name].write, 1,
                                moments={1: MOMENT},
                                context_templates=["{}", "q. {}"], hyperparameters=more):

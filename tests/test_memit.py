@@ -1,6 +1,7 @@
 """MEMIT, EMMET and AlphaEdit against their formulas, and their promises on tiny models."""
 
 import dataclasses
+import json
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,7 +13,7 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.editing.key import in_contexts, read_keys, read_states
-from rome_mlx.editing.methods.alphaedit import null_space, null_space_update
+from rome_mlx.editing.methods.alphaedit import ALPHAEDIT, null_space, null_space_update
 from rome_mlx.editing.methods.emmet import equality_update
 from rome_mlx.editing.methods.memit import least_squares_update
 from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
@@ -20,6 +21,7 @@ from rome_mlx.editing.spread import request_keys
 from rome_mlx.editing.templates import memit_templates
 from rome_mlx.editing.value import optimize_values
 from rome_mlx.models.decoder import Decoder
+from rome_mlx.view.story import Story
 
 REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
             rm.EditRequest("{} was", "a long subject", "b"),
@@ -33,7 +35,7 @@ FREE = {"memit": {"update_weight": 1e-6}, "emmet": {"ridge": 0.0, "moment_scale"
 
 def edited(model, method, requests=REQUESTS, layers=(0, 1, 2), hyperparameters=None, **options):
     if hyperparameters is None:
-        hyperparameters = STEPS | ({"threshold": 0.5} if method is rm.alphaedit else {})
+        hyperparameters = STEPS | ({"energy": 0.1} if method is rm.alphaedit else {})
     wide = Decoder(model).module(0, "down").weight.shape[1]
     wide = 64 if model.layers[0].mlp.down_proj.__class__ is nn.QuantizedLinear else wide
     return method(model, FakeTokenizer(), requests, list(layers),
@@ -93,8 +95,8 @@ def test_emmet_of_one_request_is_romes_update(system):
 def test_alphaedits_update_solves_its_equation_and_spares_the_known(system):
     matrix, keys, residual = system
     values, vectors = np.linalg.eigh(matrix)
-    threshold, earlier = float(np.median(values)), np.random.RandomState(3).randn(12, 2)
-    basis = null_space(matrix, threshold)
+    threshold, earlier = float(values[2]), np.random.RandomState(3).randn(12, 2)
+    basis, _ = null_space(matrix, 0.01, threshold)
     update = residual @ null_space_update(keys, earlier, basis, 0.7).T
     p = basis @ basis.T
     x = np.linalg.solve(p @ (keys @ keys.T + earlier @ earlier.T) + 0.7 * np.eye(12),
@@ -107,7 +109,61 @@ def test_alphaedits_update_solves_its_equation_and_spares_the_known(system):
 
 def test_a_threshold_below_every_eigenvalue_says_their_range():
     with pytest.raises(rm.RomeError, match=r"from 2 to 3.*threshold"):
-        null_space(np.diag([2.0, 3.0]), 0.02)
+        null_space(np.diag([2.0, 3.0]), 0.01, 0.02)
+
+
+def test_the_null_space_holds_at_most_the_energy_asked_for():
+    matrix = np.diag([4.0, 1.0, 0.5, 94.5])
+    for energy, directions, held in ((0.01, [2], 0.005), (0.0149, [2], 0.005),
+                                     (0.0151, [1, 2], 0.015), (0.06, [0, 1, 2], 0.055)):
+        basis, share = null_space(matrix, energy)
+        assert share == pytest.approx(held) and basis.shape == (4, len(directions))
+        np.testing.assert_allclose(basis @ basis.T, np.diag(np.isin(range(4), directions)),
+                                   atol=1e-12)
+    with pytest.raises(rm.RomeError, match=r"use least holds 0\.5 %.*may hold 0\.1 %.*energy"):
+        null_space(matrix, 0.001)
+
+
+def test_a_null_space_that_keys_use_is_refused_with_the_numbers():
+    matrix = np.diag([4.0, 1.0, 0.5, 94.5]) + 10 * np.eye(4)
+    with pytest.raises(rm.RomeError, match=r"3 of 4 directions with 25\.4 % .*at most 10 %.*0\.01"):
+        null_space(matrix, 0.01, 20.0)
+    with pytest.raises(rm.RomeError, match="are allowed"):
+        null_space(matrix, 0.5)
+
+
+def test_an_edit_says_how_large_its_null_space_was(tmp_path, capsys):
+    edit = edited(tiny_model("llama"), rm.alphaedit)
+    spaces = edit.details["null_space"]
+    assert [space["layer"] for space in spaces] == [0, 1, 2]
+    for space in spaces:
+        shares = np.cumsum(np.linalg.eigvalsh(spd(48, space["layer"])))
+        shares /= shares[-1]
+        assert space["of"] == 48 and space["directions"] == (shares <= 0.1).sum() > 1
+        assert space["energy"] == pytest.approx(shares[space["directions"] - 1])
+    edit.save(tmp_path / "edit")
+    assert rm.load_edit(tmp_path / "edit").details == edit.details
+    Story(REQUESTS[0], 5).tell("edit", {"edit": edit})
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Null space at layers 0, 1, 2: {spaces[0]['directions']}, " in said
+    assert "of 48 directions, " in said and "C of layers 0, 1, 2: given." in said
+
+
+def test_an_edit_saved_without_details_is_loaded(tmp_path):
+    edited(tiny_model("llama"), rm.memit).save(tmp_path / "edit")
+    path = tmp_path / "edit/edit.json"
+    about = json.loads(path.read_text())
+    del about["details"]
+    path.write_text(json.dumps(about))
+    assert rm.load_edit(tmp_path / "edit").details == {}
+
+
+def test_published_thresholds_are_kept_by_name_and_other_models_go_by_energy():
+    for name in ("gpt2-xl", "gpt-j", "llama-3-8b"):
+        assert ALPHAEDIT.resolve(name).threshold == 0.02
+    assert ALPHAEDIT.resolve("published", Decoder(tiny_model("llama"))).threshold == 0.02
+    own = ALPHAEDIT.resolve(None, Decoder(tiny_model("llama")))
+    assert own.threshold is None and own.energy == 0.01
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,7 +203,8 @@ def test_an_error_on_the_way_takes_the_partial_updates_back(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("method", METHODS)
-def test_without_regularisation_the_edited_model_computes_the_values(kind, method):
+def test_without_regularisation_the_edited_model_computes_the_values(kind, method, monkeypatch):
+    monkeypatch.setattr("rome_mlx.editing.methods.alphaedit._MOST_ENERGY", 2.0)
     model = tiny_model(kind)
     decoder = Decoder(model)
     hp = STEPS | FREE[method.__name__]

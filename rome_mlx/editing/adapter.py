@@ -76,6 +76,7 @@ def read_edit(directory: str | Path) -> dict[str, Any]:
             "deltas": {name: _delta(tensors, name, rank, about["fingerprints"][name])
                        for name, rank in about["ranks"].items()},
             "keys": _keys(path, about.get("keys", ())), "moments": _moments(about),
+            "details": dict(about.get("details", {})),
             **{name: about[name] for name in _PLAIN}}
 
 
@@ -132,7 +133,7 @@ def _about(edit) -> dict:
             "ranks": {path: d.rank for path, d in edit.deltas.items()},
             "hyperparameters": (dataclasses.asdict(edit.hyperparameters)
                                 if edit.hyperparameters else None),
-            "keys": sorted(edit.keys), "moments": edit.moments,
+            "keys": sorted(edit.keys), "moments": edit.moments, "details": edit.details,
             **{name: getattr(edit, name) for name in _PLAIN}}
 
 

@@ -26,8 +26,9 @@ class Edit:
     deltas: {module path: LowRank}; requests: what was written; layers; losses: one dict per step;
     fingerprints: {module path: of the original weight}; model: {"path", "type", "dtype",
     "identity"}; moments: {layer: {"corpus", "tokens", "sha256"}} of the C that was used, None for
-    methods without; numbers: what `verify` measured, kept when the edit is saved; keys:
-    {module path: (d_in, n)}, where MEMIT, EMMET and AlphaEdit wrote, float64.
+    methods without; numbers: what `verify` measured, kept when the edit is saved; details: what
+    else a method says, as AlphaEdit {"null_space": [{"layer", "directions", "of", "energy"}]};
+    keys: {module path: (d_in, n)}, where MEMIT, EMMET and AlphaEdit wrote, float64.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Edit:
     moments: dict | None = field(default=None, repr=False)
     versions: dict = field(default_factory=dict, repr=False)
     numbers: dict = field(default_factory=dict, repr=False)
+    details: dict = field(default_factory=dict, repr=False)
     keys: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -179,7 +181,7 @@ def stack(edits) -> Edit:
                    "hyperparameters": edits[0].hyperparameters if alike else None, "keys": keys,
                    "requests": [r for edit in edits for r in edit.requests], "deltas": deltas,
                    "layers": sorted({layer for edit in edits for layer in edit.layers}),
-                   "losses": [], "numbers": {}, "fingerprints": fingerprints,
+                   "losses": [], "numbers": {}, "details": {}, "fingerprints": fingerprints,
                    "moments": _merged([edit.moments for edit in edits])})
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import RomeError
@@ -20,7 +20,8 @@ class Method:
     requests, layer or layers, *, moments, context_templates, hyperparameters, seed, report) ->
     Edit; presets: name -> hyperparameters, the first are the published ones; templates: (model,
     tokenizer, seed, hyperparameters) -> the context templates that it samples where none are
-    given; one_by_one: whether it writes one request per call; needs_moments: whether it needs C.
+    given; one_by_one: whether it writes one request per call; needs_moments: whether it needs C;
+    elsewhere: changes to the published hyperparameters on models that have no preset.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Method:
     templates: Callable[..., list[str]]
     one_by_one: bool = False
     needs_moments: bool = True
+    elsewhere: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def published(self):
@@ -98,11 +100,11 @@ class Method:
             return published
         if (name := preset_name(decoder)) in self.presets:
             return self.presets[name]
-        return dataclasses.replace(_anywhere(published),
+        return dataclasses.replace(_anywhere(published), **self.elsewhere,
                                    preset=f"{published.preset}'s, for want of this model's")
 
     def _changed(self, own, given: Mapping):
-        known = {field.name for field in dataclasses.fields(own)}
+        known = {one.name for one in dataclasses.fields(own)}
         if unknown := sorted(map(str, set(given) - known)):
             raise RomeError(f"unknown hyperparameters {', '.join(unknown)} of {self.name}; "
                             f"choose from {', '.join(sorted(known - {'preset'}))}")

@@ -56,10 +56,10 @@ class Story:
               f"{layers}, {len(edit.losses)} steps: loss "
               f"{first['total']:.3f} → {last['total']:.3f}\n"
               f"  (target {last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f})")
-        if told := moments_told(edit.moments):
-            print(fill(f"{told}.", _WIDTH, initial_indent="  ", subsequent_indent="  "))
-        print(fill(f"Hyperparameters: {edit.hyperparameters.preset}.", _WIDTH,
-                   initial_indent="  ", subsequent_indent="  "))
+        for told in (moments_told(edit.moments), _null_space(edit.details.get("null_space")),
+                     f"Hyperparameters: {edit.hyperparameters.preset}"):
+            if told:
+                print(fill(f"{told}.", _WIDTH, initial_indent="  ", subsequent_indent="  "))
 
     def end(self, result) -> None:
         check = result.verification
@@ -86,6 +86,17 @@ class Story:
         if check.side_effects is not None:
             print("On text about other things {first_choice_changed:.1f} % of next words change, "
                   "KL {kl:.4f}.".format(**check.side_effects))
+
+
+def _null_space(spaces: list[dict] | None) -> str | None:
+    """How large AlphaEdit's null space was, in words."""
+    if not spaces:
+        return None
+    layers, sizes = (", ".join(f"{space[name]:,}" for space in spaces)
+                     for name in ("layer", "directions"))
+    return (f"Null space at layer{'s' * (len(spaces) > 1)} {layers}: {sizes} of "
+            f"{spaces[0]['of']:,} directions, {100 * max(s['energy'] for s in spaces):.2g} % of "
+            "the keys' energy at most")
 
 
 def _arrow(before: float, after: float) -> str:

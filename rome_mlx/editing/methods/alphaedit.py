@@ -14,22 +14,28 @@ from ..hyperparameters import ValueHyperparameters, named
 from ..method import Method
 from ..spread import sampled_templates, spread
 
+_MOST_ENERGY = 0.1  # of the keys', above which directions are no null space
+
 
 @dataclass(frozen=True)
 class AlphaEditHyperparameters(ValueHyperparameters):
-    """threshold: keys may only change along directions where C's eigenvalue is below it;
-    regularization: λ, against large updates."""
+    """energy: the share of E‖k‖² = trace C that the directions in which the weight may change hold
+    at most; threshold: the published rule in its place, directions where C's eigenvalue is below
+    it; regularization: λ, against large updates."""
 
     clamp_norm_factor: float = 0.75
     layers: tuple[int, ...] | None = None
-    threshold: float = 0.02
+    energy: float = 0.01
+    threshold: float | None = None
     regularization: float = 10.0
 
 
 PRESETS = named({
-    "gpt2-xl": AlphaEditHyperparameters(layers=(13, 14, 15, 16, 17)),
-    "gpt-j": AlphaEditHyperparameters(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25),
-    "llama-3-8b": AlphaEditHyperparameters(layers=(4, 5, 6, 7, 8), v_num_grad_steps=25, v_lr=0.1),
+    "gpt2-xl": AlphaEditHyperparameters(layers=(13, 14, 15, 16, 17), threshold=0.02),
+    "gpt-j": AlphaEditHyperparameters(layers=(3, 4, 5, 6, 7, 8), threshold=0.02,
+                                      v_num_grad_steps=25),
+    "llama-3-8b": AlphaEditHyperparameters(layers=(4, 5, 6, 7, 8), threshold=0.02,
+                                           v_num_grad_steps=25, v_lr=0.1),
     "smollm2-135m": AlphaEditHyperparameters(layers=(4, 5, 6)),  # by benchmarks/sweep_batch.py
 })
 
@@ -43,30 +49,53 @@ def alphaedit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], l
 
     earlier: edits whose facts are to stay, such as loaded ones; those applied to the model count
     without being named. Other arguments as for `memit`; hyperparameters: an
-    AlphaEditHyperparameters, its preset's name, a dictionary or None. The model is left as it was.
+    AlphaEditHyperparameters, its preset's name, a dictionary or None. The edit's `details` say how
+    large the null space was at each layer. The model is left as it was.
     """
-    applied = edits_of(model)
-    return spread(ALPHAEDIT, _solve, model, tokenizer, requests, layers, moments=moments,
+    applied, spaces = edits_of(model), []
+
+    def solve(hp, matrix, keys, earlier_keys) -> np.ndarray:
+        basis, energy = null_space(matrix, hp.energy, hp.threshold)
+        spaces.append({"directions": basis.shape[1], "of": basis.shape[0], "energy": energy})
+        return null_space_update(keys, earlier_keys, basis, hp.regularization)
+
+    edit = spread(ALPHAEDIT, solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
                   report=report,
                   earlier=[*applied, *(e for e in earlier if not any(e is a for a in applied))])
+    edit.details["null_space"] = [{"layer": layer, **space}
+                                  for layer, space in zip(edit.layers, spaces, strict=True)]
+    return edit
 
 
-def _solve(hp, matrix, keys, earlier) -> np.ndarray:
-    return null_space_update(keys, earlier, null_space(matrix, hp.threshold), hp.regularization)
+def null_space(matrix: np.ndarray, energy: float,
+               threshold: float | None = None) -> tuple[np.ndarray, float]:
+    """Where keys hardly are: U (d_in, k), and the share of E‖k‖² = trace C along it; P = U Uᵀ.
 
-
-def null_space(matrix: np.ndarray, threshold: float) -> np.ndarray:
-    """U (d_in, k): C's eigenvectors with eigenvalues below the threshold; P = U Uᵀ.
-
-    Raises RomeError, with the range of the eigenvalues, where there are none.
+    U holds the eigenvectors of C's smallest eigenvalues: as many as together have at most the share
+    `energy` of its trace, or those below the threshold, where there is one (AlphaEdit paper,
+    section 3.2). Raises RomeError where there are none, and where they hold more than a tenth.
     """
     values, vectors = eigh(matrix)
-    if not (below := values < threshold).any():
-        raise RomeError(f"no eigenvalue of the second moment is below the threshold {threshold}: "
-                        f"they go from {values[0]:.3g} to {values[-1]:.3g}, with a median of "
-                        f"{np.median(values):.3g}; raise the hyperparameter threshold")
-    return vectors[:, below]
+    shares = np.cumsum(values) / values.sum()
+    count = int((shares <= energy if threshold is None else values < threshold).sum())
+    if count == 0:
+        raise RomeError(_empty(values, shares[0], energy, threshold))
+    if (share := float(shares[count - 1])) > _MOST_ENERGY:
+        raise RomeError(f"the null space would be {count:,} of {len(values):,} directions with "
+                        f"{100 * share:.1f} % of the keys' energy, which is too many: at most "
+                        f"{100 * _MOST_ENERGY:.0f} % are allowed; give a smaller threshold, or "
+                        "the hyperparameters threshold null and energy 0.01")
+    return vectors[:, :count], share
+
+
+def _empty(values: np.ndarray, share: float, energy: float, threshold: float | None) -> str:
+    if threshold is None:
+        return (f"the direction that keys use least holds {100 * share:.2g} % of their energy, and "
+                f"the null space may hold {100 * energy:.2g} %; raise the hyperparameter energy")
+    return (f"no eigenvalue of the second moment is below the threshold {threshold}: they go from "
+            f"{values[0]:.3g} to {values[-1]:.3g}, with a median of {np.median(values):.3g}; raise "
+            "the hyperparameter threshold, or give null and the hyperparameter energy")
 
 
 def null_space_update(keys, earlier, basis, weight: float) -> np.ndarray:
@@ -82,4 +111,5 @@ def null_space_update(keys, earlier, basis, weight: float) -> np.ndarray:
     return basis @ (inside @ cho_solve(cho_factor(gram), picked))
 
 
-ALPHAEDIT = Method("alphaedit", alphaedit, PRESETS, sampled_templates)
+ALPHAEDIT = Method("alphaedit", alphaedit, PRESETS, sampled_templates,
+                   elsewhere={"threshold": None})  # it is in units of a model's own keys
