@@ -19,7 +19,6 @@ from rome_mlx.errors import RomeError
 from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import intercept
-from rome_mlx.models.sampling import beginning
 from rome_mlx.moments import corpus, lookup
 from rome_mlx.moments import files as store
 from rome_mlx.moments.estimator import SecondMoment, second_moments
@@ -139,9 +138,6 @@ def test_values_out_of_range_are_refused_and_nothing_is_written(model, text, arg
 BEGINNING = FakeTokenizer(begins=True)
 BOS = BEGINNING.bos_token_id
 
-
-def test_what_texts_begin_with_is_read_off_the_tokenizer():
-    assert beginning(TOKENIZER) == [] and beginning(BEGINNING) == [BOS]
 
 
 def test_rows_begin_as_texts_do_and_that_position_is_not_counted(model, text):

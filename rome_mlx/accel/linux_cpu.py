@@ -251,6 +251,23 @@ def _log_sum_exp_gradient(logits, cotangent, output):
     return cotangent[..., None] * _exp(logits - output[..., None])
 
 
+def drawn(logits: mx.array, uniform: np.ndarray) -> np.ndarray:
+    """An index of each row, drawn by softmax: where the cumulated probability passes the row's
+    uniform number of [0, 1). logits (rows, vocabulary) float32, uniform (rows,) -> (rows,) int."""
+    mx.eval(logits)
+    x = _rows(logits)
+    out = np.empty(len(x), np.int64)
+
+    def compute(rows: slice) -> None:
+        cumulated = np.exp(x[rows] - x[rows].max(axis=-1, keepdims=True)).cumsum(
+            axis=-1, dtype=np.float64)
+        out[rows] = [np.searchsorted(row, u * row[-1], side="right")
+                     for row, u in zip(cumulated, uniform[rows], strict=True)]
+
+    _in_chunks(compute, x)
+    return out
+
+
 def _exp(x: mx.array) -> mx.array:
     """exp of a float32 array; infinity where it overflows."""
     mx.eval(x)
