@@ -18,6 +18,8 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.editing.lowrank import LowRank
 from rome_mlx.errors import RomeError
+from rome_mlx.evaluation.counterfact import read_counterfact
+from rome_mlx.evaluation.run import evaluate
 from rome_mlx.models.applied import edits_of, without_edits
 from rome_mlx.models.identity import Identity
 from rome_mlx.moments import corpus, lookup
@@ -247,6 +249,28 @@ def test_an_edit_says_which_c_it_used(method, where, model, text, tmp_path):
     assert edit.moments == used and used[1]["tokens"] == 512
     edit.save(tmp_path / "edit")
     assert rm.load_edit(tmp_path / "edit").moments == used
+
+
+def test_a_run_says_which_c_it_used_and_does_not_go_on_with_another(model, text, tmp_path):
+    record = {"case_id": 1, "requested_rewrite": {
+        "prompt": "{} is in", "subject": "s", "target_new": {"str": "xy"},
+        "target_true": {"str": "z"}}, "paraphrase_prompts": ["a s at"],
+        "neighborhood_prompts": ["t is in"]}
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    cases = read_counterfact(tmp_path / "data.json")
+    options = dict(output=tmp_path / "run", layer=1, templates=["{}"],
+                   hyperparameters={"v_num_grad_steps": 2})
+    one = second_moments(model, TOKENIZER, [1], text, 512, row_length=16)
+    evaluate(model, TOKENIZER, cases, moments=one, **options)
+    settings = json.loads((tmp_path / "run/run.json").read_text())
+    assert settings["moments"] == {"1": lookup.find_moments(model, TOKENIZER, [1], one).used[1]}
+    evaluate(model, TOKENIZER, cases, moments=one, **options)
+    other = second_moments(model, TOKENIZER, [1], text, 528, row_length=16)
+    with pytest.raises(RomeError, match="moments"):
+        evaluate(model, TOKENIZER, cases, moments=other, **options)
+    unedited = {**options, "output": tmp_path / "none", "hyperparameters": None}
+    evaluate(model, TOKENIZER, cases, method="none", **unedited)
+    assert json.loads((tmp_path / "none/run.json").read_text())["moments"] is None
 
 
 def test_of_several_files_the_one_of_most_tokens_is_taken_then_the_first_by_path(

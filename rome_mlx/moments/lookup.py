@@ -63,14 +63,10 @@ class Lookup:
                          for layer, (_, _, tokens) in self._sources.items() if tokens is not None}
         return {layer: tokens for layer, tokens in per_dimension.items() if tokens < THIN}
 
-    def needed(self) -> int:
-        """Tokens enough for the widest layer."""
-        return enough_tokens(self.about)
-
     def command(self, layers) -> str:
         """What counts moments of these layers."""
         return (f"rome-mlx moments --layers {','.join(map(str, layers))} --corpus self "
-                f"--tokens {self.needed()} --model {self._model_path}")
+                f"--tokens {enough_tokens(self.about)} --model {self._model_path}")
 
     def _source(self, layer: int, now: Identity) -> tuple:
         """(a path, SecondMoment or array, corpus, tokens) of a layer, checked."""
