@@ -26,7 +26,7 @@ from rome_mlx.evaluation.metrics import case_measures, case_scores
 from rome_mlx.evaluation.summary import summarize
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.identity import Identity
-from rome_mlx.moments import files as store
+from rome_mlx.moments import store
 from rome_mlx.moments.quality import subject_keys
 from rome_mlx.storage.run_store import Item, Run
 

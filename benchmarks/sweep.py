@@ -32,8 +32,8 @@ from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import GROUPS, case_measures, case_scores  # noqa: E402
 from rome_mlx.evaluation.summary import ceiling_share, summarize  # noqa: E402
 from rome_mlx.models.identity import Identity  # noqa: E402
-from rome_mlx.moments.files import layer_path  # noqa: E402
 from rome_mlx.moments.lookup import moment_matrix  # noqa: E402
+from rome_mlx.moments.store import layer_path  # noqa: E402
 from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 
 #: lengths of the context templates: (how many, of how many tokens)

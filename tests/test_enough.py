@@ -13,8 +13,8 @@ from tiny import tiny_model
 
 from rome_mlx.editing.key import read_keys
 from rome_mlx.models.decoder import Decoder
-from rome_mlx.moments import files as store
 from rome_mlx.moments import quality as enough
+from rome_mlx.moments import store
 from rome_mlx.moments.estimator import Moments, second_moments
 from rome_mlx.moments.second_moment import SecondMoment
 
@@ -76,7 +76,7 @@ import rome_mlx
 import mlx.core as mx
 import numpy as np
 from rome_mlx.moments import quality as enough
-from rome_mlx.moments import files as store
+from rome_mlx.moments import store
 from rome_mlx.moments.second_moment import SecondMoment
 def use(dim, directory):
     keys = mx.random.normal((512, dim))

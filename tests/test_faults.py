@@ -22,7 +22,7 @@ from tiny import _COMMON, tiny_model
 import rome_mlx as rm
 from rome_mlx.cli import main
 from rome_mlx.models.loading import import_gguf
-from rome_mlx.moments import files as store
+from rome_mlx.moments import store
 from rome_mlx.storage.files import whole_directory, write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ from rome_mlx.editing.hyperparameters import hyperparameters
 from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.evaluation.zsre import read_zsre
 from rome_mlx.models.gguf.convert import convert
-from rome_mlx.moments import files as store
+from rome_mlx.moments import store
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,8 +22,7 @@ from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.evaluation.run import evaluate
 from rome_mlx.models.applied import edits_of, without_edits
 from rome_mlx.models.identity import Identity
-from rome_mlx.moments import corpus, lookup
-from rome_mlx.moments import files as store
+from rome_mlx.moments import corpus, lookup, store
 from rome_mlx.moments.estimator import second_moments
 from rome_mlx.moments.progress import Progress
 

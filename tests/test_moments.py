@@ -19,8 +19,7 @@ from rome_mlx.errors import RomeError
 from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import intercept
-from rome_mlx.moments import corpus, lookup
-from rome_mlx.moments import files as store
+from rome_mlx.moments import corpus, lookup, store
 from rome_mlx.moments.estimator import SecondMoment, second_moments
 
 TOKENIZER = FakeTokenizer()

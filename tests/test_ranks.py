@@ -15,7 +15,7 @@ import pytest
 from saved_model import save_tiny
 
 import rome_mlx as rm
-from rome_mlx.moments import files as store
+from rome_mlx.moments import store
 from rome_mlx.moments.second_moment import SecondMoment
 from rome_mlx.storage.ranks import Ranks
 

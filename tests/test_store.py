@@ -11,8 +11,7 @@ from samples import letters, relative
 from tiny import tiny_model
 
 from rome_mlx.errors import RomeError
-from rome_mlx.moments import estimator, lookup
-from rome_mlx.moments import files as store
+from rome_mlx.moments import estimator, lookup, store
 from rome_mlx.moments.estimator import second_moments
 
 TOKENIZER = FakeTokenizer()

@@ -121,7 +121,7 @@ def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
     from ..editing.layer_choice import layer_to_edit, profile_decision
     from ..editing.methods import ROME
     from ..models.identity import Identity
-    from ..moments import files as store
+    from ..moments import store
     from ..moments.estimator import about_layers
     from ..view.layers import sentences
 

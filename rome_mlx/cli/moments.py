@@ -55,7 +55,7 @@ def run(args) -> int:
 
 def tell(moments, layer: int, output) -> None:
     """What was counted, where it is, and whether it is enough."""
-    from ..moments import files as store
+    from ..moments import store
 
     moment, quality = moments[layer], moments.quality(layer)
     print(f"layer {layer}: {moment.count:,} tokens, {moment.dim} wide → "

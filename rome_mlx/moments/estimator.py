@@ -17,8 +17,8 @@ from ..models.loading import describe
 from ..models.sampling import beginning
 from ..models.weights import weight_shape
 from ..storage.ranks import Ranks
-from . import files as store
 from . import quality as enough
+from . import store
 from .corpus import BLOCK, Corpus, check_corpus, rows
 from .keys import layer_keys
 from .progress import Progress

@@ -14,7 +14,7 @@ from ..models.decoder import Decoder
 from ..models.identity import Identity
 from ..models.loading import describe
 from ..storage.ranks import Ranks
-from . import files as store
+from . import store
 from .estimator import about_layers, second_moments
 from .quality import THIN
 from .second_moment import SecondMoment

@@ -78,7 +78,7 @@ def test_the_edit_serves_float_and_4_bit_and_reverts_bit_for_bit(run, request, w
 
 
 def test_moments_of_another_model_are_refused(tmp_path, capsys, run, default_model):
-    from rome_mlx.moments import files as store
+    from rome_mlx.moments import store
 
     model, tokenizer = default_model
     moments = rm.second_moments(model, tokenizer, [3], _text(tmp_path), 512)
