@@ -16,9 +16,10 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates, fast_rotations, log_sum_exp
+from ..accel.linux_cpu import fast_gates, fast_rotations
 from ..models.decoder import Decoder, Prefix
 from ..models.hooks import hooked
+from ..models.probabilities import chosen_log_probabilities, log_probabilities
 from ..models.tokens import encode, encode_with_target
 from .hyperparameters import ValueHyperparameters
 from .key import in_contexts
@@ -142,9 +143,8 @@ def _losses(decoder, suffixes, layer, delta, part, scale, before,
     """
     logits = _logits(decoder, suffixes, layer, delta, part)
     count = len(suffixes.targets)
-    chosen = mx.take_along_axis(logits[:count], suffixes.targets[:, None], axis=1)[:, 0]
-    chosen = chosen - log_sum_exp(logits[:count])
-    log_p = logits[count:] - log_sum_exp(logits[count:])[:, None]
+    chosen = chosen_log_probabilities(logits[:count], suffixes.targets)
+    log_p = log_probabilities(logits[count:])
     before = mx.stop_gradient(log_p) if before is None else before
     nll = -(suffixes.weights @ chosen)
     kl = hp.kl_factor * (mx.exp(log_p) * (log_p - before)).sum(axis=1)

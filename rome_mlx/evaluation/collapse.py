@@ -14,8 +14,8 @@ from ..models.applied import edits_of
 from ..models.decoder import Decoder
 from ..models.hooks import find_module
 from ..models.identity import original_weight
-from ..models.tokens import encode
-from ..storage.places import read_lines
+from ..models.probabilities import chosen_log_probabilities
+from .side_effects import neutral_tokens
 
 #: warn when a weight's norm, or the perplexity, has grown by more than this factor
 NORM_LIMIT, PERPLEXITY_LIMIT = 1.5, 1.2
@@ -74,13 +74,10 @@ class Guard:
 
 def perplexity(model, tokenizer) -> float:
     """exp of the mean NLL per token over the lines of data/neutral.txt, each read alone."""
-    rows = [encode(tokenizer, line).ids[:_LENGTH] for line in read_lines("neutral.txt")]
+    rows = neutral_tokens(model, tokenizer, None, _LENGTH)
     width, decoder = max(map(len, rows)), Decoder(model)
     h = decoder.run(decoder.enter(decoder.embed([row + [0] * (width - len(row)) for row in rows])))
     read = [(i, t) for i, row in enumerate(rows) for t in range(len(row) - 1)]
     h = h[tuple(mx.array(x) for x in zip(*read, strict=True))]
-    logits = decoder.logits(h).astype(mx.float32)
-    targets = mx.array([rows[i][t + 1] for i, t in read])
-    chosen = mx.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    nll = mx.logsumexp(logits, axis=1) - chosen
-    return float(np.exp(np.array(nll, np.float64).mean()))
+    log_p = chosen_log_probabilities(decoder.logits(h), [rows[i][t + 1] for i, t in read])
+    return float(np.exp(-np.array(log_p, np.float64).mean()))

@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import mlx.core as mx
 import nltk
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 from ..errors import RomeError
+from ..models.sampling import continued, likeliest
 from ..models.tokens import encode
 from ..storage.files import read_json
 
@@ -29,31 +28,10 @@ _FILES = ("attribute_snippets.json", "idf.npy", "tfidf_vocab.json")
 
 def generate(model, tokenizer, prompts: Sequence[str], seed: int = 0,
              length: int = LENGTH) -> list[str]:
-    """Each prompt continued to `length` tokens in all, sampled among the likeliest 5, seeded.
-
-    Prompts of different lengths run side by side without padding: where a prompt is longer than
-    the others, its own tokens are fed until it ends.
-    """
-    rows = [encode(tokenizer, prompt).ids[:length] for prompt in prompts]
-    start = min(map(len, rows))
-    given = np.full((len(rows), length), -1)
-    for row, ids in zip(given, rows, strict=True):
-        row[:len(ids)] = ids
-    given = mx.array(given)
-    tokens, out, key = given[:, :start], [given[:, :start]], mx.random.key(seed)
-    cache = make_prompt_cache(model)
-    for at in range(start, length):
-        logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
-        likeliest = mx.argpartition(-logits, TOP_K, axis=-1)[:, :TOP_K]
-        key, draw = mx.random.split(key)
-        chosen = mx.random.categorical(mx.take_along_axis(logits, likeliest, axis=-1), key=draw)
-        sampled = mx.take_along_axis(likeliest, chosen[:, None], axis=-1)
-        forced = given[:, at: at + 1]
-        tokens = mx.where(forced >= 0, forced, sampled.astype(forced.dtype))
-        mx.async_eval(tokens)
-        out.append(tokens)
+    """Each prompt continued to `length` tokens in all, sampled among the likeliest 5, seeded."""
+    rows = [encode(tokenizer, prompt).ids for prompt in prompts]
     return [_clean(tokenizer.decode(ids, skip_special_tokens=True))
-            for ids in mx.concatenate(out, axis=1).tolist()]
+            for ids in continued(model, rows, length, likeliest(TOP_K, seed))]
 
 
 def _clean(text: str) -> str:

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..models.decoder import Decoder
+from ..models.probabilities import log_probabilities
 from ..models.tokens import encode
 from ..storage.places import read_lines
 
@@ -11,11 +12,12 @@ _TEXTS = 3  # paragraphs of the shipped text, some 250 tokens
 _ROWS = 64  # positions whose vocabularies are held at once
 
 
-def neutral_tokens(model, tokenizer) -> list[list[int]]:
-    """The first paragraphs of the shipped text on nothing in particular, as far as the model can
-    read them."""
-    return [encode(tokenizer, text).ids[:Decoder(model).positions]
-            for text in read_lines("neutral.txt")[:_TEXTS]]
+def neutral_tokens(model, tokenizer, paragraphs: int | None = _TEXTS,
+                   tokens: int | None = None) -> list[list[int]]:
+    """The first paragraphs, or all, of the shipped text on nothing in particular: the first
+    `tokens` of each, or as far as the model can read."""
+    return [encode(tokenizer, text).ids[:Decoder(model).positions][:tokens]
+            for text in read_lines("neutral.txt")[:paragraphs]]
 
 
 def final_states(model, rows: list[list[int]]) -> list[mx.array]:
@@ -37,7 +39,7 @@ def drift(model, rows: list[list[int]], before: list[mx.array], after: list[mx.a
     one, other = mx.concatenate(before), mx.concatenate(after)
     parts = []
     for i in range(0, len(targets), _ROWS):
-        p, q = (_log_softmax(logits(h[None, i:i + _ROWS])[0]) for h in (one, other))
+        p, q = (log_probabilities(logits(h[None, i:i + _ROWS])[0]) for h in (one, other))
         index = targets[i:i + _ROWS, None]
         parts.append(np.stack([np.array(x, np.float64) for x in (
             (mx.exp(p) * (p - q)).sum(-1), p.argmax(-1) != q.argmax(-1),
@@ -47,8 +49,3 @@ def drift(model, rows: list[list[int]], before: list[mx.array], after: list[mx.a
             "first_choice_changed": 100 * float(changed.mean()),
             "perplexity_before": float(np.exp(-log_before.mean())),
             "perplexity_after": float(np.exp(-log_after.mean()))}
-
-
-def _log_softmax(logits: mx.array) -> mx.array:
-    logits = logits.astype(mx.float32)
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

@@ -3,8 +3,23 @@
 import mlx.core as mx
 import mlx_lm
 
+from ..accel.linux_cpu import log_sum_exp
 from .decoder import Decoder
 from .tokens import encode, encode_with_target
+
+
+def log_probabilities(logits: mx.array) -> mx.array:
+    """log P of every word, (..., vocabulary) float32, from logits of any type."""
+    logits = logits.astype(mx.float32)
+    return logits - log_sum_exp(logits)[..., None]
+
+
+def chosen_log_probabilities(logits: mx.array, words) -> mx.array:
+    """log P of one word per row, (rows,) float32, from logits (rows, vocabulary): without the
+    vocabulary's other log probabilities."""
+    logits = logits.astype(mx.float32)
+    chosen = mx.take_along_axis(logits, mx.array(words)[:, None], axis=1)[:, 0]
+    return chosen - log_sum_exp(logits)
 
 
 def target_probabilities(model, tokenizer, pairs) -> list[float]:
@@ -21,9 +36,7 @@ def target_probabilities(model, tokenizer, pairs) -> list[float]:
             whole, (begin, end) = encode_with_target(tokenizer, prompt, target)
             ids, targets = whole.ids[: end - 1], whole.ids[begin:end]
         h = decoder.run(decoder.enter(decoder.embed([ids])))
-        logits = decoder.logits(h[0, -len(targets):]).astype(mx.float32)
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        chosen = mx.take_along_axis(log_p, mx.array(targets)[:, None], axis=1)
+        chosen = chosen_log_probabilities(decoder.logits(h[0, -len(targets):]), targets)
         out.append(float(mx.exp(chosen.sum())))
     return out
 

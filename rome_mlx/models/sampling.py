@@ -1,6 +1,6 @@
 """Text sampled from the model itself, seeded and in batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -40,23 +40,63 @@ def sample(model, prompts: list[list[int]], length: int, *, seed: int = 0,
     top_k: sample among the k likeliest; avoid: token ids never drawn; each: called with the number
     of tokens that every row has.
     """
-    cache, key = make_prompt_cache(model), mx.random.key(seed)
+    key = mx.random.key(seed)
     uniform = np.random.RandomState(seed) if top_k is None and slow_exponentials() else None
-    tokens, out = mx.array(prompts), []
     banned = mx.array(list(avoid)) if avoid else None
-    for _ in range(length):
-        logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
+
+    def draw(logits: mx.array) -> mx.array:
+        nonlocal key
         if banned is not None:
             logits[:, banned] = -mx.inf
         if top_k is not None:
             floor = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
             logits = mx.where(logits < floor, -mx.inf, logits)
         if uniform is not None:
-            tokens = mx.array(drawn(logits, uniform.rand(len(prompts))))[:, None]
-        else:
-            key, draw = mx.random.split(key)
-            tokens = mx.random.categorical(logits, key=draw)[:, None]
+            return mx.array(drawn(logits, uniform.rand(len(logits))))
+        key, now = mx.random.split(key)
+        return mx.random.categorical(logits, key=now)
+
+    start = len(prompts[0])
+    rows = continued(model, prompts, start + length, draw, lambda n: each(n - start))
+    return [row[start:] for row in rows]
+
+
+def likeliest(count: int, seed: int) -> Callable[[mx.array], mx.array]:
+    """A draw for `continued`: among the `count` likeliest words, with one random number for each
+    of these."""
+    key = mx.random.key(seed)
+
+    def draw(logits: mx.array) -> mx.array:
+        nonlocal key
+        best = mx.argpartition(-logits, count, axis=-1)[:, :count]
+        key, now = mx.random.split(key)
+        chosen = mx.random.categorical(mx.take_along_axis(logits, best, axis=-1), key=now)
+        return mx.take_along_axis(best, chosen[:, None], axis=-1)[:, 0]
+
+    return draw
+
+
+def continued(model, prompts: Sequence[Sequence[int]], length: int,
+              draw: Callable[[mx.array], mx.array],
+              each: Callable[[int], None] = lambda n: None) -> list[list[int]]:
+    """Every prompt and what follows it, `length` tokens in all.
+
+    Prompts of different lengths run side by side without padding: where a prompt is longer than
+    the others, its own tokens are fed until it ends. draw: logits (rows, vocabulary) float32 ->
+    tokens (rows,); each: called with the number of tokens that every row has.
+    """
+    rows = [list(ids)[:length] for ids in prompts]
+    start = min(map(len, rows))
+    given = np.full((len(rows), length), -1)
+    for row, ids in zip(given, rows, strict=True):
+        row[:len(ids)] = ids
+    given = mx.array(given)
+    tokens, out, cache = given[:, :start], [given[:, :start]], make_prompt_cache(model)
+    for at in range(start, length):
+        logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
+        forced, sampled = given[:, at: at + 1], draw(logits)[:, None]
+        tokens = mx.where(forced >= 0, forced, sampled.astype(forced.dtype))
         mx.async_eval(tokens)
         out.append(tokens)
-        each(len(out))
+        each(at + 1)
     return mx.concatenate(out, axis=1).tolist()

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..models.hooks import find_module, intercept
+from ..models.probabilities import log_probabilities
 from ..models.tokens import encode, first_target_id
 
 _COMPONENTS = {"output": "block", "mlp": "mlp", "self_attn": "attention"}
@@ -125,7 +126,7 @@ def _answer(tokenizer, text: str, answer: str | None, logits: mx.array) -> int:
 
 def _reader(measure: str, good: int, bad: int):
     if measure == "probability":
-        return lambda logits: float(mx.exp(logits[good] - mx.logsumexp(logits)))
+        return lambda logits: float(mx.exp(log_probabilities(logits)[good]))
     return lambda logits: float(logits[good] - logits[bad])
 
 

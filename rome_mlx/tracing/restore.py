@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates, log_sum_exp
+from ..accel.linux_cpu import fast_gates
 from ..models.decoder import Decoder
 from ..models.hooks import hooked
+from ..models.probabilities import chosen_log_probabilities
 from .runs import Run
 
 
@@ -119,8 +120,9 @@ class Restoration:
 
     def probabilities(self, h: mx.array) -> np.ndarray:
         """P(answer) of final hidden states (rows, dim)."""
-        logits = self.decoder.logits(h).astype(mx.float32)
-        return np.array(mx.exp(logits[:, self.answer] - log_sum_exp(logits)))
+        logits = self.decoder.logits(h)
+        answers = mx.full(len(logits), self.answer)
+        return np.array(mx.exp(chosen_log_probabilities(logits, answers)))
 
     def _entry(self, token: int, layer: int, prefixes) -> mx.array:
         """What enters `layer` at tokens >= token: corrupted, but for what restoring did to the

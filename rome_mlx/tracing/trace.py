@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import RomeError
 from ..facts import Fact
 from ..models.decoder import Decoder
+from ..models.probabilities import log_probabilities
 from ..models.tokens import encode
 from ..models.weights import weight_shape
 from .corruption import Corruption, corruption
@@ -143,8 +144,8 @@ class FactRuns:
         noisy = self.noise.apply(embeddings, begin, end, samples, noise_seed)[:, begin:]
         self.corrupted = run(self.decoder, noisy, begin, self.clean.prefix(begin))
         logits = self.decoder.logits(self.clean.inputs[-1][0, -1])
-        self.probabilities = mx.softmax(logits.astype(mx.float32))
-        self.answer = int(mx.argmax(self.probabilities))
+        self.answer = int(mx.argmax(logits))
+        self.clean_prob = float(mx.exp(log_probabilities(logits)[self.answer]))
 
     def trace(self, kind: str, window: int, severed: str | None,
               token_range: str | tuple[int, int]) -> Trace:
@@ -165,7 +166,7 @@ class FactRuns:
         return Trace(
             fact.prompt, fact.subject, kind, severed, window, self.samples, self.noise.rule,
             self.noise.level, tokenizer.decode([self.answer]), self.answer,
-            float(self.probabilities[self.answer]), float(self.base.mean()), self.ids,
+            self.clean_prob, float(self.base.mean()), self.ids,
             [tokenizer.decode([i]) for i in self.ids], (begin, end), token_range, positions,
             scores, found.std(-1), self.deciding)
 

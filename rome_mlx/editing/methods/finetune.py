@@ -14,6 +14,7 @@ import numpy as np
 from ...facts import EditRequest
 from ...models.decoder import Decoder
 from ...models.hooks import hooked
+from ...models.probabilities import chosen_log_probabilities
 from ...models.tokens import encode_with_target
 from ...models.weights import weight_shape
 from ..edit import Edit, provenance
@@ -126,9 +127,7 @@ def read_targets(tokenizer, requests, templates) -> Targets:
 
 def target_loss(decoder: Decoder, targets: Targets, h: mx.array) -> tuple[mx.array, mx.array]:
     """(mean NLL, mean probability) of the targets, of final hidden states."""
-    logits = decoder.logits(h[targets.read]).astype(mx.float32)
-    chosen = mx.take_along_axis(logits, targets.tokens[:, None], axis=1)[:, 0]
-    chosen = chosen - mx.logsumexp(logits, axis=-1)
+    chosen = chosen_log_probabilities(decoder.logits(h[targets.read]), targets.tokens)
     return -(chosen * targets.weights).sum(), (mx.exp(chosen) * targets.weights).sum()
 
 
