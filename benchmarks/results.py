@@ -37,8 +37,10 @@ def moments(used: str | dict | None) -> str:
     """What C was counted on, as a run's settings say it: {layer: {"corpus", "tokens", …}}, in
     older runs a path, None for a method without."""
     if isinstance(used, dict):
-        return ", ".join(sorted({f"{Path(c['corpus']).name}, {c['tokens']:,} tokens"
-                                 for c in used.values()}))
+        found = {", ".join([Path(c["corpus"] or "given").name,
+                            *([] if c["tokens"] is None else [f"{c['tokens']:,} tokens"])])
+                 for c in used.values()}
+        return "; ".join(sorted(found))
     return "" if used is None else Path(used).name
 
 

@@ -168,6 +168,17 @@ def test_runs_are_compared_in_every_form(place, unbroken, runs, tmp_path, capsys
     assert main(["eval", "compare", str(tmp_path)]) == 2
 
 
+def test_the_results_page_is_made_of_run_directories(place, runs, tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
+    run([sys.executable, str(ROOT / "benchmarks/results.py"), str(place / "unbroken"),
+         str(place / "other"), "--page", str(page)], place)
+    text = page.read_text("utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert markdown(runs) in text and "±" not in text
+    assert "| unbroken | rome | 1 |" in text and "| other | p-rome | 1 |" in text
+
+
 def test_differences_are_of_the_same_cases_and_say_to_which_run(runs, place, unbroken, tmp_path):
     first, other = to_json(runs)
     assert first["differences"] is None and other["differences"]["to"] == "unbroken"
