@@ -7,7 +7,7 @@ import rome_mlx as rm
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import intercept
 
-PARTS = {"hidden": "block", "mlp": "mlp", "attn": "attention"}
+PARTS = ("hidden", "mlp", "attn")
 
 
 def first(out):
@@ -47,7 +47,7 @@ class Traced:
 
     def _run(self, ids, replace):
         paths = [self.decoder.path(layer, part) for layer in self.layers
-                 for part in PARTS.values()]
+                 for part in PARTS]
         with intercept(self.model, paths, replace) as seen:
             return self.model(ids), seen
 
@@ -62,11 +62,11 @@ class Traced:
             at for at in self.layers if layer - window // 2 <= at < layer + (window + 1) // 2]
         replace = dict(self.corrupt)
         for at in chosen:
-            path = self.decoder.path(at, PARTS[kind])
+            path = self.decoder.path(at, kind)
             replace[path] = put(token, first(self.clean[path])[:, token])
         for at in self.layers if severed else ():
             if at > chosen[-1]:
-                path = self.decoder.path(at, PARTS[severed])
+                path = self.decoder.path(at, severed)
                 replace[path] = put(token, first(self.corrupted[path])[:, token])
         with intercept(self.model, replace=replace):
             return self.probability(self.model(self.ids))

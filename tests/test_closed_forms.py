@@ -87,7 +87,7 @@ def test_each_layer_takes_its_share_with_the_layers_before_it_edited(method):
     edit = method(model, tokenizer, REQUESTS, layers, moments=moments, hyperparameters=hp,
                   context_templates=TEMPLATES)
     values = optimize_values(decoder, tokenizer, REQUESTS, TEMPLATES, 3, edit.hyperparameters,
-                             "block")
+                             "hidden")
     goal, before = np.stack([v.initial + v.delta for v in values]), []
     try:
         for i, (layer, (path, delta)) in enumerate(zip(layers, edit.deltas.items(), strict=True)):

@@ -201,7 +201,7 @@ def test_the_edited_model_computes_the_value_at_the_key(case):
     assert differ(seen[path][0, last], case.value) <= 1e-4
 
 
-@pytest.mark.parametrize("part", ["mlp", "block"])
+@pytest.mark.parametrize("part", ["mlp", "hidden"])
 def test_the_values_suffixes_give_the_whole_models_probabilities(case, part):
     rows = _rows(TOKENIZER, [REQUEST], TEMPLATES)
     suffixes, _ = _suffixes(case.decoder, rows, LAYER, part)

@@ -87,7 +87,7 @@ def test_the_edited_model_itself_computes_the_value(kind):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("part", ["mlp", "block"])
+@pytest.mark.parametrize("part", ["mlp", "hidden"])
 @pytest.mark.parametrize("request_, templates", [
     (REQUEST, TEMPLATES), (STARTING, TEMPLATES), (ALONE, TEMPLATES), (ALONE, ["{}"])],
     ids=["inside", "first", "alone", "nothing before"])

@@ -216,7 +216,7 @@ def test_with_fast_attention_a_model_computes_the_same_and_is_put_back(model_typ
     decoder, calls = Decoder(model), []
     ids = [[*range(3, 45)], [*range(50, 92)]]
     expected = decoder.run(decoder.enter(decoder.embed(ids)))
-    attentions = [decoder.module(i, "attention") for i in range(len(decoder.layers))]
+    attentions = [decoder.module(i, "attn") for i in range(len(decoder.layers))]
     file = sys.modules[type(attentions[0]).__module__]
     before = getattr(file, "scaled_dot_product_attention", None)
     fast = linux_cpu.causal_attention

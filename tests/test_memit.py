@@ -213,7 +213,7 @@ def test_without_regularisation_the_edited_model_computes_the_values(kind, metho
                    context_templates=["{}"], hyperparameters=hp)
     edit = method(model, FakeTokenizer(), REQUESTS, [0, 1, 2], **options)
     values = optimize_values(decoder, FakeTokenizer(), REQUESTS, ["{}"], 2, edit.hyperparameters,
-                             "block")
+                             "hidden")
     with edit.applied(model):
         states = read_states(decoder, FakeTokenizer(), bare(), 2)
     np.testing.assert_allclose(states, [v.initial + v.delta for v in values], atol=2e-3)

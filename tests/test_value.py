@@ -19,13 +19,13 @@ REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
 HP = rm.Hyperparameters(v_num_grad_steps=8, v_stop=6.2, v_lr=0.3)
 
 
-def optimize(model, requests, part="block", hp=HP, **options):
+def optimize(model, requests, part="hidden", hp=HP, **options):
     return optimize_values(Decoder(model), FakeTokenizer(), requests, TEMPLATES, 1, hp, part,
                            **options)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
-@pytest.mark.parametrize("part", ["mlp", "block"])
+@pytest.mark.parametrize("part", ["mlp", "hidden"])
 def test_a_batch_finds_what_each_request_finds_alone(kind, part):
     model = tiny_model(kind)
     hp = rm.Hyperparameters(v_num_grad_steps=6, v_lr=0.1)
@@ -85,7 +85,7 @@ def test_the_loss_is_that_of_the_edited_model():
     model, tokenizer, layer = tiny_model("llama"), FakeTokenizer(), 1
     request = REQUESTS[0]
     hp = rm.Hyperparameters(v_num_grad_steps=2, v_lr=0.3)
-    value, = optimize_values(Decoder(model), tokenizer, [request], ["{}"], layer, hp, "block")
+    value, = optimize_values(Decoder(model), tokenizer, [request], ["{}"], layer, hp, "hidden")
 
     def nll(delta):
         ids = tokenizer.encode(request.text + " " + request.target_new)

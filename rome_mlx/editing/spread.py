@@ -46,7 +46,7 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
     given = find_moments(model, tokenizer, layers, moments)  # missing before any work, or not
     templates = (sampled_templates(model, tokenizer, seed, hp) if context_templates is None
                  else check_templates(context_templates))
-    values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, "block",
+    values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, "hidden",
                              report)
     goal = np.stack([value.initial + value.delta for value in values])  # z, (n, dim)
 

@@ -52,9 +52,17 @@ class _Row:
 class Suffixes:
     """Rows from the subject's last token on, ready to be run from the edited layer up.
 
+    For one request, "The Eiffel Tower is in" → "New York", in two contexts; · is padding:
+
+        kept in `prefixes`                 `inputs`, run in every step
+        ·      ·   ·   ·  The  Eiffel  |   Tower   is   in   New
+        It is  so  .      The  Eiffel  |   Tower   is   in   New
+                                           δ, KL         ↑     ↑
+                                              `read`: predicts New, predicts York
+
     inputs, outputs: (rows, tokens, dim), of the layer without δ; prefixes: of every layer of the
     model; owner: the request of each row; read: row and position of every hidden state that the
-    loss reads, one for each target token and then the KL's, one a request; targets: the token
+    loss reads, one for each target token and then the KL's, one per request; targets: the token
     that each of the first should predict; weights: (requests, targets), of each in a request's
     NLL.
     """
@@ -77,7 +85,7 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     A request's loss: mean over contexts of the target's NLL a token + kl_factor KL(new ‖ initial)
     of the next token after the subject in "{} is a" + v_weight_decay ‖δ‖ / ‖v0‖² (the paper
     squares ‖δ‖). The last step computes its loss and moves no more; a request whose loss is below
-    v_stop moves no more. part: whose output δ is added to, "mlp" (ROME) or "block" (MEMIT).
+    v_stop moves no more. part: whose output δ is added to, "mlp" (ROME) or "hidden" (MEMIT).
     report: called with each step's losses, the mean over the requests of a batch.
     """
     values = []
@@ -223,7 +231,7 @@ def _outputs(decoder, inputs, prefix, layer, part) -> tuple[mx.array, mx.array]:
         seen.append(out)
         return out
 
-    if part == "block":
+    if part == "hidden":
         out = decoder.block(layer, inputs, prefix)
         return out, out
     with hooked(decoder.module(layer, part), after=keep):
@@ -287,4 +295,4 @@ def _edited(decoder, suffixes, layer, delta, part) -> mx.array:
     if part == "mlp" and decoder.architecture.mlp_norm:
         with hooked(decoder.module(layer, "mlp"), after=add):
             return decoder.block(layer, suffixes.inputs, suffixes.prefixes[layer])
-    return add(suffixes.outputs, 1.0 if part == "block" else decoder.residual)
+    return add(suffixes.outputs, 1.0 if part == "hidden" else decoder.residual)

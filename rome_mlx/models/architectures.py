@@ -32,7 +32,7 @@ class Architecture:
 
     layers: str = "model.layers"
     mlp: str = "mlp"
-    attention: str = "self_attn"  # the module whose output is the attention's
+    attn: str = "self_attn"  # the module whose output is the attention's
     down: str = "mlp.down_proj"  # the MLP's output projection: its input is ROME's key
     embedding: str = "model.embed_tokens"
     positions: str | None = None  # learned positions, added to the embedding
@@ -131,7 +131,7 @@ _PLAIN = Architecture()
 _SCALED = replace(_PLAIN, enter=lambda model, h: h * model.args.hidden_size**0.5)
 _MIXTURE = replace(_PLAIN, mixture=True)
 _LATENT = replace(_MIXTURE, mask_array=True)  # DeepSeek-V3's attention, over compressed keys
-_GPT = Architecture(layers="transformer.h", attention="attn", down="mlp.c_proj",
+_GPT = Architecture(layers="transformer.h", attn="attn", down="mlp.c_proj",
                     embedding="transformer.wte", norm="transformer.ln_f")
 _COHERE = replace(_PLAIN, parallel="always",
                   logits=lambda model, logits: logits * model.args.logit_scale)
@@ -159,11 +159,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gptj": replace(_GPT, layers="model.h", embedding="model.wte", norm="model.ln_f",
                     down="mlp.fc_out", parallel="always"),
     "gpt_neox": Architecture(
-        layers="model.h", attention="attention", down="mlp.dense_4h_to_h",
+        layers="model.h", attn="attention", down="mlp.dense_4h_to_h",
         embedding="model.embed_in", norm="model.final_layer_norm", head="model.embed_out",
         parallel="by config"),
     "qwen": _GPT,
-    "exaone": replace(_GPT, attention="attn.attention"),
+    "exaone": replace(_GPT, attn="attn.attention"),
     "nanochat": replace(_GPT, enter=lambda model, h: _rms(h), norm=_rms,
                         logits=_softcap(lambda model: 15.0)),
     "phi": replace(_PLAIN, down="mlp.fc2", norm="model.final_layernorm", parallel="always"),
@@ -182,7 +182,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": replace(_PLAIN, enter=_gemma3_enter, mlp_norm=True,
                            window=_by_flag("self_attn.is_sliding", "model.window_size")),
     "gemma4_text": replace(
-        _SCALED, attention="self_attn.o_proj", mlp_norm=True, logits=_gemma4_logits,
+        _SCALED, attn="self_attn.o_proj", mlp_norm=True, logits=_gemma4_logits,
         window=_by_flag("self_attn.is_sliding", "model.window_size"), refuse=_gemma4_refusal,
         call=lambda layer, h, mask, prefix: layer(h, mask, prefix)[0]),
     "glm4": replace(_PLAIN, mlp_norm=True),
@@ -195,18 +195,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "muse_glimmer": replace(
         _PLAIN, enter=lambda model, h: _rms(h, model.args.rms_norm_eps), mlp_norm=True,
         logits=_muse_logits, window=_by_flag("self_attn.is_sliding", "model.window")),
-    "internlm2": replace(_FEED_FORWARD, attention="attention", down="feed_forward.w2",
+    "internlm2": replace(_FEED_FORWARD, attn="attention", down="feed_forward.w2",
                          embedding="model.tok_embeddings", head="output"),
     "llama4_text": replace(_FEED_FORWARD, head="output"),
     "lille-130m": replace(
-        _FEED_FORWARD, layers="transformer.layers", attention="attention",
+        _FEED_FORWARD, layers="transformer.layers", attn="attention",
         embedding="transformer.tok_embeddings", norm="transformer.norm"),
     "openelm": Architecture(
-        layers="transformer.layers", mlp="ffn", attention="attn", down="ffn.proj_2",
+        layers="transformer.layers", mlp="ffn", attn="attn", down="ffn.proj_2",
         embedding="transformer.token_embeddings", norm="transformer.norm"),
     "plamo": replace(_PLAIN, layers="model.layers.layers", parallel="always"),
     "plamo3": replace(
-        _PLAIN, layers="model.layers.layers", attention="mixer", mlp_norm=True,
+        _PLAIN, layers="model.layers.layers", attn="mixer", mlp_norm=True,
         window=lambda model, layer: (None if layer.full_attn
                                      else model.config.window_size + 1)),
     "spark2_5": replace(_PLAIN, embedding="model.embedding",
@@ -215,7 +215,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "solar_open": _MIXTURE, "Klear": _MIXTURE, "ernie4_5_moe": _MIXTURE, "qwen3_moe": _MIXTURE,
     "deepseek_v3": _LATENT, "glm4_moe_lite": _LATENT,
     "mistral4": replace(_MIXTURE, call=_mistral4_call),
-    "bailing_moe": replace(_MIXTURE, attention="attention", embedding="model.word_embeddings"),
+    "bailing_moe": replace(_MIXTURE, attn="attention", embedding="model.word_embeddings"),
     "afmoe": replace(_MIXTURE, mlp_norm=True,
                      enter=lambda model, h: (h * model.args.hidden_size**0.5
                                              if model.model.mup_enabled else h),

@@ -113,8 +113,9 @@ class Decoder:
                             f"0 to {len(self.layers) - 1}")
         return layer
 
-    def path(self, layer: int, part: str = "block") -> str:
-        """Module path of a layer's `block`, `mlp`, `attention` or `down` projection.
+    def path(self, layer: int, part: str = "hidden") -> str:
+        """Module path of what gives a layer's `hidden` state (the block itself), of its `mlp`, its
+        `attn` or its `down` projection.
 
         Raises RomeError for the down projection of a layer that has none to edit.
         """
@@ -122,9 +123,9 @@ class Decoder:
         if part == "down" and (reason := self._missing(layer)):
             dense = ", ".join(str(i) for i in self.dense_layers)
             raise RomeError(f"{reason}; choose from layers {dense}")
-        return path if part == "block" else f"{path}.{getattr(self.architecture, part)}"
+        return path if part == "hidden" else f"{path}.{getattr(self.architecture, part)}"
 
-    def module(self, layer: int, part: str = "block") -> nn.Module:
+    def module(self, layer: int, part: str = "hidden") -> nn.Module:
         """The module at `path(layer, part)`."""
         return find_module(self.model, self.path(layer, part))
 
@@ -225,5 +226,5 @@ class Decoder:
 
     def _grouped(self, layer: nn.Module) -> bool:
         """Whether attention scores are (rows, groups, heads of a group, tokens, tokens)."""
-        attention = find_module(layer, self.architecture.attention)
+        attention = find_module(layer, self.architecture.attn)
         return self.architecture.mask_array and getattr(attention, "repeats", 1) > 1

@@ -78,7 +78,7 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     with ranks.together(), ExitStack() as stack:
         blocks = range(layers[-1] + 1)
         stack.enter_context(fast_gates([decoder.module(i, "mlp") for i in blocks]))
-        stack.enter_context(fast_attention([decoder.module(i, "attention") for i in blocks]))
+        stack.enter_context(fast_attention([decoder.module(i, "attn") for i in blocks]))
         for layer in layers:
             moments[layer] = _begun(moments.about[layer], output if ranks.rank == 0 else None)
             if ranks.size > 1:

@@ -14,7 +14,7 @@ from ..models.hooks import find_module, intercept
 from ..models.probabilities import log_probabilities
 from ..models.tokens import encode, first_target_id
 
-_COMPONENTS = {"output": "block", "mlp": "mlp", "self_attn": "attention"}
+_NAMES = {"output": "hidden", "self_attn": "attn"}  # as mlx-lm has them
 MEASURES = ("probability", "logit_difference")
 
 
@@ -29,8 +29,8 @@ def activation_patching(model, tokenizer, *, clean_text: str, corrupted_text: st
                                        clean_text="Paris is the capital of",
                                        corrupted_text="London is the capital of")
 
-    component: "output" (of the block), "mlp", "self_attn", or a module path within a layer, such
-        as "input_layernorm" or "mlp.up_proj".
+    component: "hidden" (the block's output), "mlp", "attn", or a module path within a layer, such
+        as "input_layernorm" or "mlp.up_proj"; "output" and "self_attn" are taken as well.
     positions: token positions of the corrupted text to patch, negative from the end; None: all.
     measure: "probability" of the clean answer, or its "logit_difference" against the corrupted
         answer, to prefer where both answers are named.
@@ -71,8 +71,8 @@ def activation_patching(model, tokenizer, *, clean_text: str, corrupted_text: st
 
 
 def _path(decoder: Decoder, layer: int, component: str) -> str:
-    part = _COMPONENTS.get(component)
-    path = (decoder.path(layer, part) if part
+    part = _NAMES.get(component, component)
+    path = (decoder.path(layer, part) if part in ("hidden", "mlp", "attn")
             else f"{decoder.path(layer)}.{component}")
     find_module(decoder.model, path)
     return path

@@ -146,17 +146,17 @@ class Restoration:
             stack.enter_context(hooked(
                 self.decoder.module(layer, "mlp"), before=lambda x: x[:, -1:],
                 after=lambda out: mx.broadcast_to(out, (out.shape[0], tokens, out.shape[2]))))
-        for kind, part in (("mlp", "mlp"), ("attn", "attention")):
+        for kind in ("mlp", "attn"):
             after = None
             if kind == self.kind:
                 chosen = [first <= layer < last for first, last in (c.restored for c in cells)]
-                clean = getattr(self.clean, part)[layer][:, token]
+                clean = getattr(self.clean, kind)[layer][:, token]
                 after = self._put(clean, chosen)
             if kind == self.severed:
-                held = getattr(self.corrupted, part)[layer][:, token - self.corrupted.begin]
+                held = getattr(self.corrupted, kind)[layer][:, token - self.corrupted.begin]
                 after = self._put(held, [layer >= c.restored[1] for c in cells])
             if after is not None:
-                stack.enter_context(hooked(self.decoder.module(layer, part), after=after))
+                stack.enter_context(hooked(self.decoder.module(layer, kind), after=after))
         return stack
 
     def _put(self, values: mx.array, chosen: list[bool]):

@@ -14,14 +14,14 @@ class Run:
     """States of tokens [begin, end of text) at every layer.
 
     inputs: of each layer, (rows, tokens, dim), and one more, the last layer's output;
-    mlp, attention: module outputs, a list with one (rows, tokens, dim) a layer;
+    mlp, attn: module outputs, a list with one (rows, tokens, dim) a layer;
     prefixes: per layer, the keys and values of all tokens from 0 on.
     """
 
     begin: int
     inputs: list[mx.array]
     mlp: list[mx.array]
-    attention: list[mx.array]
+    attn: list[mx.array]
     prefixes: list[Prefix]
 
     def prefix(self, length: int) -> list[Prefix]:
@@ -35,14 +35,14 @@ def run(decoder: Decoder, embeddings: mx.array, begin: int = 0, prefixes=None) -
     out = Run(begin, [], [], [], prefixes)
     with ExitStack() as stack:
         for layer in range(len(decoder.layers)):
-            for part, kept in (("mlp", out.mlp), ("attention", out.attention)):
+            for part, kept in (("mlp", out.mlp), ("attn", out.attn)):
                 stack.enter_context(hooked(decoder.module(layer, part), after=_keep(kept)))
         h = decoder.enter(embeddings, begin)
         for layer, prefix in enumerate(prefixes):
             out.inputs.append(h)
             h = decoder.block(layer, h, prefix)
         out.inputs.append(h)
-    mx.eval(out.inputs, out.mlp, out.attention, [p.new for p in prefixes])
+    mx.eval(out.inputs, out.mlp, out.attn, [p.new for p in prefixes])
     return out
 
 
