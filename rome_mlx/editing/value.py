@@ -82,7 +82,7 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
                     report: Callable[[dict], None] | None = None) -> list[Value]:
     """Adam on a δ for each request, as the released code does it (ROME paper, eq. 4).
 
-    A request's loss: mean over contexts of the target's NLL a token + kl_factor KL(new ‖ initial)
+    A request's loss: mean over contexts of the target's NLL per token + kl_factor KL(new ‖ initial)
     of the next token after the subject in "{} is a" + v_weight_decay ‖δ‖ / ‖v0‖² (the paper
     squares ‖δ‖). The last step computes its loss and moves no more; a request whose loss is below
     v_stop moves no more. part: whose output δ is added to, "mlp" (ROME) or "hidden" (MEMIT).

@@ -31,7 +31,7 @@ def final_states(model, rows: list[list[int]]) -> list[mx.array]:
 def drift(model, rows: list[list[int]], before: list[mx.array], after: list[mx.array]) -> dict:
     """How far next-token predictions moved between two results of `final_states`.
 
-    KL(before ‖ after) in nats a token, the percentage of positions with another first choice, the
+    KL(before ‖ after) in nats per token, the percentage of positions with another first choice, the
     perplexity before and after, and the number of tokens predicted.
     """
     logits = Decoder(model).logits

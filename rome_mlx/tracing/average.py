@@ -123,7 +123,7 @@ class AverageEffects:
         }
 
     def plot(self, path):
-        """Draw AIE by layer, one panel a kind and one line a token class."""
+        """Draw AIE by layer, one panel per kind and one line per token class."""
         from ..view.plot import plot_average
 
         return plot_average(self, path)

@@ -155,7 +155,7 @@ def _side_effects(check) -> str:
         parts.append(numbers([
             ("of next words change on text about other things",
              f"{moved['first_choice_changed']:.1f} %"),
-            ("KL divergence there, nats a token", f"{moved['kl']:.4f}"),
+            ("KL divergence there, nats per token", f"{moved['kl']:.4f}"),
             ("perplexity there, before → after",
              f"{moved['perplexity_before']:.2f} → {moved['perplexity_after']:.2f}")]))
         parts.append(paragraph(f"Measured over {moved['tokens']} tokens. A fact that follows from "

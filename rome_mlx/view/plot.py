@@ -63,7 +63,7 @@ def _draw_map(figure, axes, trace, low: float, high: float) -> None:
 
 
 def plot_average(effects, path: str | Path) -> Path:
-    """AIE by layer with 95 % bands: one panel a kind, one line a token class."""
+    """AIE by layer with 95 % bands: one panel per kind, one line per token class."""
     kinds = effects.kinds
     figure = Figure(figsize=(4.4 * len(kinds), 3.9), layout="constrained")
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
@@ -180,7 +180,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 def terminal_map(trace, width: int = 80) -> str:
     """The map as text with 256 terminal colours, at most `width` columns wide.
 
-    A row a token, a cell a layer (neighboring layers share a cell where there are more than
+    A row per token, a cell per layer (neighboring layers share a cell where there are more than
     fit, which then shows their maximum); darker means less of the answer.
     """
     names = _token_names(trace)

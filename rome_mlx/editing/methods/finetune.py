@@ -1,6 +1,6 @@
 """The baselines: fine-tune one MLP output projection (FT), or within bounds (FT+L).
 
-The loss is the target's mean NLL a token with teacher forcing: each target token is predicted
+The loss is the target's mean NLL per token with teacher forcing: each target token is predicted
 after those before it. (The code released with ROME predicts all of them at the prompt's end.)
 """
 
@@ -102,7 +102,7 @@ def _one_weight(method, model, tokenizer, requests, layer, templates, given, see
 @dataclass(frozen=True)
 class Targets:
     """ids: (rows, tokens); read: row and position of the states that predict target tokens;
-    tokens: which; weights: of each in the mean NLL a token a row."""
+    tokens: which; weights: of each in the mean NLL per token and row."""
 
     ids: mx.array
     read: tuple[mx.array, mx.array]
