@@ -163,7 +163,7 @@ def test_published_thresholds_are_kept_by_name_and_other_models_go_by_energy():
         assert ALPHAEDIT.resolve(name).threshold == 0.02
     assert ALPHAEDIT.resolve("published", Decoder(tiny_model("llama"))).threshold == 0.02
     own = ALPHAEDIT.resolve(None, Decoder(tiny_model("llama")))
-    assert own.threshold is None and own.energy == 0.01
+    assert own.threshold is None and (own.energy, own.regularization) == (0.05, 0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)

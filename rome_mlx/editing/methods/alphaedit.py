@@ -30,13 +30,18 @@ class AlphaEditHyperparameters(ValueHyperparameters):
     regularization: float = 10.0
 
 
+#: the published threshold and λ are in units of GPT-2 XL's keys; where keys have so little energy
+#: as in a null space chosen by it, λ 10 leaves 0.1 to 0.3 of the change
+_BY_ENERGY = {"energy": 0.05, "regularization": 0.1}
+
 PRESETS = named({
     "gpt2-xl": AlphaEditHyperparameters(layers=(13, 14, 15, 16, 17), threshold=0.02),
     "gpt-j": AlphaEditHyperparameters(layers=(3, 4, 5, 6, 7, 8), threshold=0.02,
                                       v_num_grad_steps=25),
     "llama-3-8b": AlphaEditHyperparameters(layers=(4, 5, 6, 7, 8), threshold=0.02,
                                            v_num_grad_steps=25, v_lr=0.1),
-    "smollm2-135m": AlphaEditHyperparameters(layers=(4, 5, 6)),  # by benchmarks/sweep_batch.py
+    # by benchmarks/sweep_batch.py
+    "smollm2-135m": AlphaEditHyperparameters(layers=(4, 5, 6), **_BY_ENERGY),
 })
 
 
@@ -112,4 +117,4 @@ def null_space_update(keys, earlier, basis, weight: float) -> np.ndarray:
 
 
 ALPHAEDIT = Method("alphaedit", alphaedit, PRESETS, sampled_templates,
-                   elsewhere={"threshold": None})  # it is in units of a model's own keys
+                   elsewhere={"threshold": None, **_BY_ENERGY})
