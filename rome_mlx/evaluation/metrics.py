@@ -1,24 +1,17 @@
 """CounterFact's measures, exactly as the ROME paper's code takes them."""
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates, log_sum_exp
-from ..models.decoder import Decoder
-from ..models.tokens import encode_with_target
+from ..models.probabilities import token_scores
 
 GROUPS = ("rewrite", "paraphrase", "neighborhood")
 #: what the score S is the harmonic mean of
 SCORE = ("rewrite_success", "paraphrase_success", "neighborhood_success")
 #: measures of an edited model against the unedited one, of which they say nothing
 CHANGES = ("neighborhood_kept", "neighborhood_gained", "neighborhood_known_acc")
-
-_ROWS = 64  # run at once
-_SHORTEST = 0.6  # of a batch's longest row: shorter ones go into another batch
 
 
 class Score(NamedTuple):
@@ -30,57 +23,9 @@ class Score(NamedTuple):
 
 
 def target_scores(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-    """A Score for each (prompt, target).
-
-    A text that begins another is not run but read off it, so that a prompt is run once for all
-    of its targets of one token. Only the positions that predict a target token are read from the
-    vocabulary, each once.
-    """
-    decoder = Decoder(model)
-    encoded = [encode_with_target(tokenizer, *pair) for pair in pairs]
-    inputs = [tuple(whole.ids[: end - 1]) for whole, (_, end) in encoded]
-    ordered = sorted(set(inputs))
-    rows = [ids for ids, after in zip(ordered, [*ordered[1:], ()], strict=True)
-            if after[:len(ids)] != ids]
-    reads: dict[int, list[tuple[int, int, int]]] = {}  # row -> [(pair, position, target id)]
-    for i, (ids, (whole, (begin, end))) in enumerate(zip(inputs, encoded, strict=True)):
-        reads.setdefault(bisect_left(rows, ids), []).extend(
-            (i, t - 1, whole.ids[t]) for t in range(begin, end))
-    tokens: list[list[tuple[float, bool]]] = [[] for _ in pairs]
-    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
-        for batch in _batches(rows):
-            wanted = [(row, *read) for row, r in enumerate(batch) for read in reads[r]]
-            found = _read(decoder, [rows[r] for r in batch], [(w[0], w[2], w[3]) for w in wanted])
-            for (_, i, _, _), token in zip(wanted, found, strict=True):
-                tokens[i].append(token)
-    return [Score(*map(float, np.mean(found, axis=0))) for found in tokens]
-
-
-def _batches(rows: list[tuple[int, ...]]) -> Iterator[list[int]]:
-    """Indices of rows of about one length, the longest first."""
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
-        if batch and (len(batch) == _ROWS or len(rows[i]) < _SHORTEST * len(rows[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch
-
-
-def _read(decoder: Decoder, rows, reads) -> list[tuple[float, bool]]:
-    """(NLL, whether it is the first choice) for each (row, position, token id)."""
-    width = len(rows[0])
-    h = decoder.run(decoder.enter(decoder.embed([[*ids, *[0] * (width - len(ids))]
-                                                 for ids in rows])))
-    at = sorted({(row, position) for row, position, _ in reads})
-    number = {place: i for i, place in enumerate(at)}
-    logits = decoder.logits(h[tuple(mx.array(x) for x in zip(*at, strict=True))])
-    logits = logits.astype(mx.float32)  # (positions, vocabulary)
-    places = mx.array([number[row, position] for row, position, _ in reads])
-    targets = mx.array([token for _, _, token in reads])
-    nll = log_sum_exp(logits)[places] - logits[places, targets]
-    right = mx.argmax(logits, axis=-1)[places] == targets
-    return list(zip(nll.tolist(), right.tolist(), strict=True))
+    """A Score for each (prompt, target)."""
+    return [Score(*map(float, np.mean(tokens, axis=0)))
+            for tokens in token_scores(model, tokenizer, pairs)]
 
 
 def case_scores(model, tokenizer, case) -> dict:

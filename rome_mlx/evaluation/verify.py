@@ -8,7 +8,13 @@ from ..editing.edit import Edit
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.decoder import Decoder
-from ..models.probabilities import chat_answer, continuation, first_choice, target_probabilities
+from ..models.probabilities import (
+    chat_answer,
+    continuations,
+    first_choice,
+    first_choices,
+    target_probabilities,
+)
 from ..tracing.decision import scaled_window
 from ..tracing.trace import Trace, trace
 from .side_effects import drift, final_states, neutral_tokens
@@ -89,10 +95,11 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
     def look(true, traced=None):
         """Everything that is measured in one state of the model."""
         texts = [prompt for _, prompt in prompts]
-        return (target_probabilities(model, tokenizer, [(p, request.target_new) for p in texts]),
-                target_probabilities(model, tokenizer, [(p, true) for p in texts]),
-                [tokenizer.decode([first_choice(model, tokenizer, p)]) for p in texts],
-                [continuation(model, tokenizer, p) for p in texts],
+        both = target_probabilities(model, tokenizer, [(prompt, target) for prompt in texts
+                                                       for target in (request.target_new, true)])
+        return (both[::2], both[1::2],
+                [tokenizer.decode([i]) for i in first_choices(model, tokenizer, texts)],
+                continuations(model, tokenizer, texts),
                 chat_answer(model, tokenizer, question),
                 final_states(model, neutral) if side_effects else None,
                 traced or trace(model, tokenizer, request.fact, **options) if retrace else None)

@@ -1,11 +1,22 @@
-"""What a model gives for a prompt: next-token and target probabilities, greedy continuations."""
+"""What a model gives for prompts: probabilities of targets, first choices, greedy continuations.
+
+Many prompts are asked at once: texts of about one length run side by side, padded on the right.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
-import mlx_lm
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..accel.linux_cpu import log_sum_exp
+from ..accel.linux_cpu import fast_gates, log_sum_exp
 from .decoder import Decoder
+from .sampling import continued
 from .tokens import encode, encode_with_target
+
+_ROWS = 64  # run at once
+_SHORTEST = 0.6  # of a batch's longest row: shorter ones go into another batch
 
 
 def log_probabilities(logits: mx.array) -> mx.array:
@@ -22,35 +33,100 @@ def chosen_log_probabilities(logits: mx.array, words) -> mx.array:
     return chosen - log_sum_exp(logits)
 
 
-def target_probabilities(model, tokenizer, pairs) -> list[float]:
+def target_probabilities(model, tokenizer, pairs: Sequence[tuple]) -> list[float]:
     """P(target | prompt) for each (prompt, target): the product over the target's tokens.
 
     A target is a text, or the id of one token.
     """
-    decoder, out = Decoder(model), []
-    for prompt, target in pairs:
-        if isinstance(target, int):
-            ids = encode(tokenizer, prompt).ids
-            targets = [target]
-        else:
-            whole, (begin, end) = encode_with_target(tokenizer, prompt, target)
-            ids, targets = whole.ids[: end - 1], whole.ids[begin:end]
-        h = decoder.run(decoder.enter(decoder.embed([ids])))
-        chosen = chosen_log_probabilities(decoder.logits(h[0, -len(targets):]), targets)
-        out.append(float(mx.exp(chosen.sum())))
-    return out
+    return [float(np.exp(-sum(nll for nll, _ in tokens)))
+            for tokens in token_scores(model, tokenizer, pairs)]
+
+
+def token_scores(model, tokenizer, pairs: Sequence[tuple]) -> list[list[tuple[float, bool]]]:
+    """(NLL, whether it is the first choice) of every token of each (prompt, target), after the
+    prompt and the target's tokens before it. A target is a text, or the id of one token.
+
+    A text that begins another is not run but read off it, so that a prompt is run once for all
+    of its targets of one token. Only the positions that predict a target token are read from the
+    vocabulary, each once.
+    """
+    decoder = Decoder(model)
+    inputs, targets = zip(*(_with_target(tokenizer, *pair) for pair in pairs), strict=True)
+    ordered = sorted(set(inputs))
+    rows = [ids for ids, after in zip(ordered, [*ordered[1:], ()], strict=True)
+            if after[:len(ids)] != ids]
+    reads: dict[int, list[tuple[int, int, int]]] = {}  # row -> [(pair, position, target id)]
+    for i, (ids, target) in enumerate(zip(inputs, targets, strict=True)):
+        first = len(ids) - len(target)
+        reads.setdefault(bisect_left(rows, ids), []).extend(
+            (i, first + j, token) for j, token in enumerate(target))
+    tokens: list[list[tuple[float, bool]]] = [[] for _ in pairs]
+    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+        for batch in _batches(rows):
+            wanted = [(row, *read) for row, r in enumerate(batch) for read in reads[r]]
+            found = _read(decoder, [rows[r] for r in batch], [(w[0], w[2], w[3]) for w in wanted])
+            for (_, i, _, _), token in zip(wanted, found, strict=True):
+                tokens[i].append(token)
+    return tokens
+
+
+def _with_target(tokenizer, prompt: str, target) -> tuple[tuple[int, ...], list[int]]:
+    """Ids up to the last target token, which predicts nothing that is read, and the target's."""
+    if isinstance(target, int):
+        return tuple(encode(tokenizer, prompt).ids), [target]
+    whole, (begin, end) = encode_with_target(tokenizer, prompt, target)
+    return tuple(whole.ids[: end - 1]), whole.ids[begin:end]
+
+
+def _batches(rows: list[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Indices of rows of about one length, the longest first."""
+    batch: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        if batch and (len(batch) == _ROWS or len(rows[i]) < _SHORTEST * len(rows[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
+
+
+def _read(decoder: Decoder, rows, reads) -> list[tuple[float, bool]]:
+    """(NLL, whether it is the first choice) for each (row, position, token id)."""
+    width = len(rows[0])
+    h = decoder.run(decoder.enter(decoder.embed([[*ids, *[0] * (width - len(ids))]
+                                                 for ids in rows])))
+    at = sorted({(row, position) for row, position, _ in reads})
+    number = {place: i for i, place in enumerate(at)}
+    logits = decoder.logits(h[tuple(mx.array(x) for x in zip(*at, strict=True))])
+    logits = logits.astype(mx.float32)  # (positions, vocabulary)
+    places = mx.array([number[row, position] for row, position, _ in reads])
+    targets = mx.array([token for _, _, token in reads])
+    nll = log_sum_exp(logits)[places] - logits[places, targets]
+    right = mx.argmax(logits, axis=-1)[places] == targets
+    return list(zip(nll.tolist(), right.tolist(), strict=True))
 
 
 def first_choice(model, tokenizer, prompt: str) -> int:
     """The id of the likeliest next token."""
-    decoder = Decoder(model)
-    h = decoder.run(decoder.enter(decoder.embed([encode(tokenizer, prompt).ids])))
-    return int(mx.argmax(decoder.logits(h[0, -1])))
+    return first_choices(model, tokenizer, [prompt])[0]
 
 
-def continuation(model, tokenizer, prompt: str, tokens: int = 12) -> str:
-    """The greedy continuation of a prompt, as mlx-lm generates it."""
-    return mlx_lm.generate(model, tokenizer, encode(tokenizer, prompt).ids, max_tokens=tokens)
+def first_choices(model, tokenizer, prompts: Sequence[str]) -> list[int]:
+    """The id of the likeliest next token after each prompt."""
+    decoder, rows = Decoder(model), [tuple(encode(tokenizer, prompt).ids) for prompt in prompts]
+    found = {}
+    for batch in _batches(rows):
+        width = len(rows[batch[0]])
+        h = decoder.run(decoder.enter(decoder.embed(
+            [[*rows[i], *[0] * (width - len(rows[i]))] for i in batch])))
+        last = mx.array([len(rows[i]) - 1 for i in batch])
+        best = mx.argmax(decoder.logits(h[mx.arange(len(batch)), last]), axis=-1)
+        found |= dict(zip(batch, best.tolist(), strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+def continuations(model, tokenizer, prompts: Sequence[str], tokens: int = 12) -> list[str]:
+    """The greedy continuation of each prompt, as mlx-lm generates it, to the end of text."""
+    return _greedy(model, tokenizer, [encode(tokenizer, prompt).ids for prompt in prompts], tokens)
 
 
 def chat_answer(model, tokenizer, question: str, tokens: int = 24) -> str | None:
@@ -59,4 +135,32 @@ def chat_answer(model, tokenizer, question: str, tokens: int = 24) -> str | None
         return None
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}],
                                            add_generation_prompt=True)
-    return mlx_lm.generate(model, tokenizer, prompt, max_tokens=tokens)
+    return _greedy(model, tokenizer, [prompt], tokens)[0]
+
+
+def _greedy(model, tokenizer, rows: list[list[int]], tokens: int) -> list[str]:
+    """Texts of `tokens` tokens at most; rows of about one length run together, since every step
+    reads all of the weights."""
+    if not isinstance(tokenizer, TokenizerWrapper):
+        tokenizer = TokenizerWrapper(tokenizer)
+    out, order = {}, sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    while order:
+        group = [i for i in order[:_ROWS] if len(rows[i]) <= len(rows[order[0]]) + tokens]
+        order = order[len(group):]
+        whole = continued(model, [rows[i] for i in group], len(rows[group[-1]]) + tokens,
+                          lambda logits: mx.argmax(logits, axis=-1))
+        for i, ids in zip(group, whole, strict=True):
+            out[i] = _text(tokenizer, ids[len(rows[i]): len(rows[i]) + tokens])
+    return [out[i] for i in range(len(rows))]
+
+
+def _text(tokenizer: TokenizerWrapper, ids: list[int]) -> str:
+    """The text of generated tokens up to the end of text."""
+    detokenizer = tokenizer.detokenizer
+    detokenizer.reset()
+    for token in ids:
+        if token in tokenizer.eos_token_ids:
+            break
+        detokenizer.add_token(token)
+    detokenizer.finalize()
+    return detokenizer.text
