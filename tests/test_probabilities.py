@@ -32,11 +32,10 @@ def test_continuations_and_first_choices_are_mlx_lms(kind):
     assert first_choices(model, tokenizer, PROMPTS) == likeliest
 
 
-def test_a_continuation_ends_where_the_text_ends(monkeypatch):
+def test_a_continuation_ends_where_the_text_ends():
     model, tokenizer = tiny_model("llama"), FakeTokenizer()
     whole, = continuations(model, tokenizer, ["ab"], 9)
-    end = tokenizer.encode(whole[-1])[0]
-    monkeypatch.setattr(tokenizer, "eos_token_id", end, raising=False)
+    tokenizer.eos_token = whole[-1]
     cut, = continuations(model, tokenizer, ["ab"], 9)
     assert cut == whole[:whole.index(whole[-1])] != whole
 
