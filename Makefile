@@ -20,7 +20,7 @@ demo: .venv/.installed
 	  --verbose False
 
 test: .venv/.installed-dev lint
-	$(BIN)/python -m pytest
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.cli.common import given_hyperparameters
 from rome_mlx.cli.edit import _case
-from rome_mlx.editing.hyperparameters import hyperparameters
+from rome_mlx.editing.methods.rome import ROME
 from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.evaluation.zsre import read_zsre
 from rome_mlx.models.gguf.convert import convert
@@ -97,8 +97,7 @@ READERS = {
     "requests": (lambda path: [_case("file", i, r) for i, r in
                                enumerate(json.loads(path.read_text()))], records(
                                    REQUEST, COUNTERFACT).filter(lambda x: isinstance(x, list))),
-    "hyperparameters": (lambda path: hyperparameters(given_hyperparameters(str(path), "rome"),
-                                                     "rome"),
+    "hyperparameters": (lambda path: ROME.resolve(given_hyperparameters(str(path), "rome")),
                         damaged({"v_lr": 0.5, "v_num_grad_steps": 20, "layer": 5}) | VALUES),
 }
 
