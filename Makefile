@@ -34,7 +34,7 @@ images: .venv/.installed
 	$(BIN)/rome-mlx trace --prompt "The {} is located in the city of" --subject "Eiffel Tower" \
 	  --plot docs/images/trace.png
 	$(BIN)/rome-mlx edit --prompt "{} is located in the city of" --subject "The Eiffel Tower" \
-	  --target-new Rome --layer 5 --paraphrase "How do I get to the Eiffel Tower? It is in" \
+	  --target-new Rome --paraphrase "How do I get to the Eiffel Tower? It is in" \
 	  --neighbor "The Louvre is located in the city of" \
 	  --neighbor "The Colosseum is located in the city of" --report build/eiffel.html
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1160,1560 \
