@@ -13,8 +13,6 @@ from ..errors import RomeError
 from .files import check_writable, write_json
 from .ranks import gathered
 
-_KEPT = ("run.json", "summary.json")
-
 
 @dataclass(frozen=True)
 class Item:
