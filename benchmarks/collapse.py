@@ -19,13 +19,10 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-# isort: off
-import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
-# isort: on
-
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+import rome_mlx as rm  # noqa: E402
 from rome_mlx.editing.methods import find_method  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.metrics import case_measures, case_scores  # noqa: E402

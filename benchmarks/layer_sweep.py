@@ -15,16 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import rome_mlx as rm  # noqa: E402, I001  a fast BLAS before mlx
 from matplotlib.figure import Figure  # noqa: E402
+
+import rome_mlx as rm  # noqa: E402
 from rome_mlx.cli.common import layer_list, positive, write_json  # noqa: E402
-from rome_mlx.models.decoder import Decoder  # noqa: E402
+from rome_mlx.editing.layer_choice import stored_profile  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.run import evaluate  # noqa: E402
+from rome_mlx.models.decoder import Decoder  # noqa: E402
 from rome_mlx.models.loading import describe  # noqa: E402
-from rome_mlx.editing.layer_choice import stored_profile  # noqa: E402
-from rome_mlx.view.plot import save  # noqa: E402
 from rome_mlx.tracing.decision import scaled_window  # noqa: E402
+from rome_mlx.view.plot import save  # noqa: E402
 
 SCORES = {"score": ("S", "black", "o-"), "rewrite_success": ("ES", "#d55e00", "^:"),
           "paraphrase_success": ("PS", "#0072b2", "s:"),

@@ -22,10 +22,7 @@ from scipy.stats import hmean
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-# isort: off
-import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
-# isort: on
-
+import rome_mlx as rm  # noqa: E402
 from rome_mlx.editing.methods.rome import Hyperparameters  # noqa: E402
 from rome_mlx.editing.templates import context_templates  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402

@@ -20,10 +20,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-# isort: off
-import rome_mlx as rm  # noqa: E402  a fast BLAS before mlx
-# isort: on
-
+import rome_mlx as rm  # noqa: E402
 from rome_mlx.editing import spread  # noqa: E402
 from rome_mlx.editing.methods import METHODS  # noqa: E402
 from rome_mlx.editing.templates import memit_templates  # noqa: E402

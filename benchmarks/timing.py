@@ -8,11 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-# isort: off
-import rome_mlx as rm  # noqa: E402, F401  a fast BLAS before mlx
-# isort: on
-
 import mlx.core as mx  # noqa: E402
+
+import rome_mlx as rm  # noqa: E402, F401
 
 
 def seconds(work, repeats: int) -> float:

@@ -7,11 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
-import rome_mlx as rm  # isort: skip  the BLAS must be loaded before mlx
-
 import numpy as np
 from matplotlib.figure import Figure
 
+import rome_mlx as rm
 from rome_mlx.storage.places import data_path
 from rome_mlx.view.plot import _LINES, plot_severed, plot_traces
 

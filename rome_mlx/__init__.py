@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .accel import blas  # noqa: F401  a fast BLAS, best before mlx is there
+from .accel import blas  # noqa: F401  a fast BLAS
 
 #: module -> names, each imported when it is asked for: all of them take seconds
 _HOMES = {

@@ -1,13 +1,13 @@
 """What several tests share: the default model, read once, and the data of others."""
 
-import rome_mlx  # isort: skip  the BLAS must be loaded before mlx
-
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from samples import spd
+
+import rome_mlx
 
 
 def _default_model(dtype):

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 
 import mlx.core as mx
 import pytest
@@ -33,7 +34,8 @@ def run(code, **environment):
 
 
 applies = pytest.mark.skipif(
-    platform.system() != "Linux" or mx.default_device() != mx.cpu or not blas.candidates(),
+    platform.system() != "Linux" or mx.default_device() != mx.cpu
+    or not next(blas.candidates(), None),
     reason="only for MLX on a Linux CPU with an OpenBLAS at hand")
 
 
@@ -43,7 +45,7 @@ def test_matrix_products_are_several_times_faster():
     assert slow > 5 * fast
 
 
-# how relink looks at libmlx, which was there first
+# how relink looks at libmlx
 _LATE = """
 import mlx.core as mx
 import ctypes
@@ -58,8 +60,9 @@ _OFF = {"ROME_MLX_BLAS": "0"}  # of `rome_mlx` itself, so that a test can do it
 
 
 @applies
-def test_mlx_that_was_imported_before_calls_openblas_and_computes_the_same():
-    out, err = run(_LATE + """
+@pytest.mark.parametrize("first", ["import rome_mlx", "import mlx.core"])
+def test_mlx_calls_openblas_whatever_was_imported_first_and_computes_the_same(first):
+    out, err = run(first + _LATE + """
 from rome_mlx.accel import blas
 print({Path(slot.target[0]).name for slot in linked}, blas.status())
 a, b = (mx.random.normal((70, 300), key=mx.random.key(i)) for i in (0, 1))
@@ -69,7 +72,7 @@ square = (exact @ exact.T + 1000 * np.eye(70)).astype(np.float32)
 lower = mx.linalg.cholesky(mx.array(square), stream=mx.cpu)
 np.testing.assert_allclose(np.array(lower), np.linalg.cholesky(square), rtol=1e-4, atol=1e-3)
 """)
-    assert out.startswith("{'libopenblas") and "'," not in out and "} OpenBLAS" in out
+    assert "openblas" in out.split("}")[0] and "'," not in out and "} OpenBLAS" in out
     assert not err
 
 
@@ -80,8 +83,8 @@ import platform, mlx.core as mx
 platform.machine = lambda: "a machine of another kind"
 import rome_mlx, rome_mlx.accel.blas as b
 print(b.status(), (mx.ones((3, 3)) @ mx.ones((3, 3))).sum().item())""")
-    assert err.count("importing rome_mlx first") == 1
-    assert "import rome_mlx before mlx" in out and out.endswith("27.0")
+    assert err.count("30 times faster") == 1
+    assert "could not be led to OpenBLAS" in out and out.endswith("27.0")
 
 
 @applies
@@ -94,7 +97,7 @@ print(b.status(), (mx.ones((3, 3)) @ mx.ones((3, 3))).sum().item())""")
 def test_what_is_not_as_expected_is_left_alone(odd):
     out, _ = run(_LATE + f"""
 from rome_mlx.accel import blas
-openblas = blas._open(blas.candidates()[0])
+openblas = blas.Blas(*next(blas.candidates()))
 {odd}
 print(done, all(slot.value == before[slot] for slot in linked), len(linked))""", **_OFF)
     assert out == "False True 4"
@@ -106,21 +109,12 @@ def test_a_table_that_is_read_only_is_so_afterwards():
 from rome_mlx.accel import blas
 for slot in linked:
     relink._protect(slot.at, relink._PROT_READ)
-done = relink.relink(mlx, blas._open(blas.candidates()[0]))
+done = relink.relink(mlx, blas.Blas(*next(blas.candidates())))
 print(done, any(relink._writable(slot.at) for slot in linked),
       all(slot.value != before[slot] for slot in linked))
 for slot in linked:  # beside the table there are data
     relink._protect(slot.at, relink._PROT_READ | relink._PROT_WRITE)""", **_OFF)
     assert out == "True False True"
-
-
-@applies
-def test_a_damaged_copy_of_its_helper_is_made_again(tmp_path):
-    code = "import rome_mlx.accel.blas as b; print(b.loaded)"
-    path, _ = run(code, ROME_MLX_CACHE=str(tmp_path))
-    for copy in tmp_path.glob("lib/*/libgfortran.so.5"):
-        os.truncate(copy, 1000)
-    assert path != "None" and run(code, ROME_MLX_CACHE=str(tmp_path))[0] == path
 
 
 def test_the_environment_turns_it_off():
@@ -130,6 +124,7 @@ def test_the_environment_turns_it_off():
 
 
 def test_an_unloadable_library_is_no_error(monkeypatch):
-    monkeypatch.setattr(blas, "_candidates", lambda: ["/nowhere/libopenblas.so"])
-    monkeypatch.delitem(sys.modules, "mlx.core")
-    assert blas.load() is None
+    monkeypatch.setattr(blas, "candidates", lambda: iter([("/nowhere/libopenblas.so", "")]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert blas.load() is None

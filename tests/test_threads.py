@@ -1,6 +1,5 @@
 """The BLAS's threads: as many as other processes leave room for."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -88,8 +87,8 @@ def test_beside_processes_on_every_processor_one_thread_is_left(monkeypatch):
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in os.sched_getaffinity(0)]
     try:
-        out, _ = run("import rome_mlx, time, ctypes; from rome_mlx.accel import blas\n"
-                     "time.sleep(2); print(ctypes.CDLL(blas.loaded).openblas_get_num_threads())")
+        out, _ = run("import rome_mlx, time; from rome_mlx.accel import blas\n"
+                     "time.sleep(2); print(blas.loaded.openblas_get_num_threads())")
     finally:
         for other in others:
             other.kill()
@@ -101,7 +100,7 @@ def test_beside_processes_on_every_processor_one_thread_is_left(monkeypatch):
 def test_products_are_the_same_bits_with_one_thread_and_with_all():
     from rome_mlx.accel import blas
 
-    library, found = ctypes.CDLL(blas.loaded), []
+    library, found = blas.loaded, []
     most = library.openblas_get_num_threads()
     a, b = (mx.random.normal(shape, key=mx.random.key(0)) for shape in ((77, 576), (1536, 576)))
     try:

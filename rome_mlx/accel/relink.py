@@ -1,4 +1,4 @@
-"""Let a loaded libmlx call another BLAS: for programs that import mlx before rome_mlx.
+"""Let a loaded libmlx call another BLAS.
 
 Python binds every call of a library when it loads it, so a BLAS that is loaded later goes unseen.
 But libmlx calls through a table of addresses, and its relocations say which entry is whose. The
@@ -60,8 +60,8 @@ class Slot(NamedTuple):
             _protect(self.at, _PROT_READ)
 
 
-def relink(library: str, blas: ctypes.CDLL) -> bool:
-    """Whether the loaded `library` now multiplies by `blas`.
+def relink(library: str, blas) -> bool:
+    """Whether the loaded `library` now multiplies by `blas`, whose attributes are its functions.
 
     Only entries that lead to the reference library's function of the same name are changed, and
     all are put back where a product comes out wrong. Raises OSError where the library is not

@@ -7,7 +7,6 @@ load is watched, and the threads follow it. Products come out the same to the la
 """
 
 import contextlib
-import ctypes
 import os
 import threading
 import time
@@ -27,7 +26,7 @@ class Load(NamedTuple):
     own: float
 
 
-def follow(blas: ctypes.CDLL) -> None:
+def follow(blas) -> None:
     """Let an OpenBLAS's threads follow the machine's load, unless the user has set their number.
 
     Returns at once; a daemon thread goes on. Raises OSError or AttributeError where there is no

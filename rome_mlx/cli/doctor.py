@@ -65,11 +65,9 @@ def _device(found: dict, missing: list, args) -> None:
         return
     found["BLAS"] = [blas.status(), *_threads()]
     if platform.system() == "Linux" and blas.loaded is None:
-        if missing and blas.candidates():  # it needs the cache
-            return
         missing.append(("a fast BLAS: without one, matrix products are about 30 times slower",
                         "unset ROME_MLX_BLAS" if os.environ.get("ROME_MLX_BLAS") == "0"
-                        else "pip install cmeel-openblas"))
+                        else "pip install --force-reinstall scipy"))
 
 
 def _threads() -> list[str]:
