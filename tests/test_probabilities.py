@@ -7,11 +7,12 @@ import pytest
 from fakes import FakeTokenizer
 from tiny import tiny_model
 
+from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.probabilities import (
     chosen_log_probabilities,
-    continuations,
-    first_choices,
+    first_choice,
     log_probabilities,
+    said,
     target_probabilities,
     token_scores,
 )
@@ -21,32 +22,39 @@ PROMPTS = ["ab", "The tower is in", "a cat sat on the mat and the dog", "b",
            "so it was said that nobody had ever been to the end of the road before"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
-def test_continuations_and_first_choices_are_mlx_lms(kind):
+def texts_after(model, tokenizer, prompts, tokens):
+    return [one.text for one in said(model, tokenizer, [(encode(tokenizer, prompt).ids, tokens)
+                                                        for prompt in prompts])]
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_what_is_said_is_what_mlx_lm_generates(kind):
     model, tokenizer = tiny_model(kind), FakeTokenizer()
-    alone = [mlx_lm.generate(model, tokenizer, encode(tokenizer, prompt).ids, max_tokens=7)
-             for prompt in PROMPTS]
-    assert continuations(model, tokenizer, PROMPTS, 7) == alone
-    likeliest = [int(mx.argmax(model(mx.array([encode(tokenizer, prompt).ids]))[0, -1]))
-                 for prompt in PROMPTS]
-    assert first_choices(model, tokenizer, PROMPTS) == likeliest
+    rows = [encode(tokenizer, prompt).ids for prompt in PROMPTS]
+    alone = [mlx_lm.generate(model, tokenizer, ids, max_tokens=5) for ids in rows]
+    found = said(model, tokenizer, [(ids, 5) for ids in rows])
+    assert [one.text for one in found] == alone
+    likeliest = [int(mx.argmax(model(mx.array([ids]))[0, -1])) for ids in rows]
+    if kind != "plamo3":  # which sees one token more without a cache, in mlx-lm itself
+        assert [one.first for one in found] == likeliest
+    assert [first_choice(model, tokenizer, prompt) for prompt in PROMPTS] == likeliest
 
 
-def test_a_continuation_ends_where_the_text_ends():
+def test_what_is_said_ends_where_the_text_ends():
     model, tokenizer = tiny_model("llama"), FakeTokenizer()
-    whole, = continuations(model, tokenizer, ["ab"], 9)
+    whole, = texts_after(model, tokenizer, ["ab"], 9)
     tokenizer.eos_token = whole[-1]
-    cut, = continuations(model, tokenizer, ["ab"], 9)
+    cut, = texts_after(model, tokenizer, ["ab"], 9)
     assert cut == whole[:whole.index(whole[-1])] != whole
 
 
-def test_real_continuations_are_mlx_lms(default_model):
+def test_what_is_really_said_is_what_mlx_lm_generates(default_model):
     model, tokenizer = default_model
     prompts = ["The Eiffel Tower is located in the city of", "Once upon a time",
                "The capital of France is"]
     alone = [mlx_lm.generate(model, tokenizer, encode(tokenizer, prompt).ids, max_tokens=12)
              for prompt in prompts]
-    assert continuations(model, tokenizer, prompts) == alone
+    assert texts_after(model, tokenizer, prompts, 12) == alone
 
 
 def test_scores_are_those_of_the_models_own_forward_pass():

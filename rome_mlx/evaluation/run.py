@@ -19,7 +19,7 @@ from ..moments.lookup import ensure_moments
 from ..storage.run_store import Item, Run
 from . import metrics, zsre
 from .generation import References, generate, ngram_entropy
-from .side_effects import drift, final_states, neutral_tokens
+from .side_effects import drift, final_states, kept_states, neutral_tokens
 from .summary import summary_of
 
 
@@ -101,7 +101,7 @@ class Editing:
             if editor.needs_moments:
                 layers = [self.where] if isinstance(self.where, int) else self.where
                 found = ensure_moments(model, tokenizer, layers, moments, seed=seed)
-            templates = templates or editor.templates(model, tokenizer, seed, hp)
+            templates = templates or editor.kept_templates(model, tokenizer, seed, hp)
         self.options = {"moments": found, "seed": seed, "hyperparameters": hp,
                         "context_templates": templates}
         self.settings = {
@@ -137,9 +137,9 @@ class Measuring:
 
     @cached_property
     def neutral(self) -> tuple[list, list]:
-        """Neutral text, and what the model makes of it as it is when this is first read."""
+        """Neutral text, and what the unedited model makes of it."""
         rows = neutral_tokens(self.model, self.tokenizer)
-        return rows, final_states(self.model, rows)
+        return rows, kept_states(self.unedited, self.model, rows)
 
     def kl(self, neutral) -> float:
         """KL(unedited ‖ now) of the next token on neutral text, in nats."""

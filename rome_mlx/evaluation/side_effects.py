@@ -1,15 +1,19 @@
 """What an edit does to text that has nothing to do with it."""
 
+from base64 import b64decode, b64encode
+
 import mlx.core as mx
 import numpy as np
 
+from ..accel.linux_cpu import fast_gates
 from ..models.decoder import Decoder
-from ..models.probabilities import log_probabilities
+from ..models.kept import Kept
+from ..models.probabilities import log_probabilities, padded
 from ..models.tokens import encode
 from ..storage.places import read_lines
 
 _TEXTS = 3  # paragraphs of the shipped text, some 250 tokens
-_ROWS = 64  # positions whose vocabularies are held at once
+_ROWS = 128  # positions whose vocabularies are held at once
 
 
 def neutral_tokens(model, tokenizer, paragraphs: int | None = _TEXTS,
@@ -23,9 +27,26 @@ def neutral_tokens(model, tokenizer, paragraphs: int | None = _TEXTS,
 def final_states(model, rows: list[list[int]]) -> list[mx.array]:
     """The last layer's output at every position but the last, (tokens - 1, dim) for each row."""
     decoder = Decoder(model)
-    states = [decoder.run(decoder.enter(decoder.embed([ids])))[0, :-1] for ids in rows]
+    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+        h = decoder.run(decoder.enter(decoder.embed(padded(rows))))
+    states = [row[:len(ids) - 1] for row, ids in zip(h, rows, strict=True)]
     mx.eval(states)
     return states
+
+
+def kept_states(kept: Kept, model, rows: list[list[int]]) -> list[mx.array]:
+    """`final_states` of the model that `kept` is of, computed once."""
+
+    def compute() -> dict:
+        states = np.concatenate([np.array(x.astype(mx.float32))
+                                 for x in final_states(model, rows)])
+        return {"dim": states.shape[1], "float32": b64encode(states.tobytes()).decode()}
+
+    found = kept.get("final states", {"rows": rows}, "", compute)
+    states = np.frombuffer(b64decode(found["float32"]), np.float32).reshape(-1, found["dim"])
+    ends = np.cumsum([len(ids) - 1 for ids in rows])
+    dtype = Decoder(model).embed([[0]]).dtype
+    return [mx.array(part).astype(dtype) for part in np.split(states, ends[:-1])]
 
 
 def drift(model, rows: list[list[int]], before: list[mx.array], after: list[mx.array]) -> dict:
@@ -35,15 +56,16 @@ def drift(model, rows: list[list[int]], before: list[mx.array], after: list[mx.a
     perplexity before and after, and the number of tokens predicted.
     """
     logits = Decoder(model).logits
-    targets = mx.concatenate([mx.array(ids[1:]) for ids in rows])
+    targets = np.concatenate([ids[1:] for ids in rows])
     one, other = mx.concatenate(before), mx.concatenate(after)
     parts = []
     for i in range(0, len(targets), _ROWS):
-        p, q = (log_probabilities(logits(h[None, i:i + _ROWS])[0]) for h in (one, other))
+        both = log_probabilities(logits(mx.concatenate([one[i:i + _ROWS], other[i:i + _ROWS]])))
+        p, q = np.split(np.array(both), 2)
         index = targets[i:i + _ROWS, None]
-        parts.append(np.stack([np.array(x, np.float64) for x in (
-            (mx.exp(p) * (p - q)).sum(-1), p.argmax(-1) != q.argmax(-1),
-            *(mx.take_along_axis(x, index, axis=1)[:, 0] for x in (p, q)))]))
+        parts.append(np.stack([
+            (np.exp(p) * (p - q)).sum(-1, dtype=np.float64), p.argmax(-1) != q.argmax(-1),
+            *(np.take_along_axis(x, index, axis=1)[:, 0] for x in (p, q))]))
     kl, changed, log_before, log_after = np.concatenate(parts, axis=1)
     return {"tokens": len(kl), "kl": float(kl.mean()),
             "first_choice_changed": 100 * float(changed.mean()),

@@ -8,16 +8,14 @@ from ..editing.edit import Edit
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.decoder import Decoder
-from ..models.probabilities import (
-    chat_answer,
-    continuations,
-    first_choice,
-    first_choices,
-    target_probabilities,
-)
+from ..models.kept import Kept
+from ..models.probabilities import first_choice, question_ids, said, target_probabilities
+from ..models.tokens import encode
 from ..tracing.decision import scaled_window
 from ..tracing.trace import Trace, trace
-from .side_effects import drift, final_states, neutral_tokens
+from .side_effects import drift, final_states, kept_states, neutral_tokens
+
+_TOKENS, _ANSWER_TOKENS = 12, 24  # generated at most after a prompt, and under the chat template
 
 
 @dataclass(frozen=True)
@@ -87,38 +85,50 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
     request = edit.request if request is None else request
     prompts = [("rewrite", request.text), *(("paraphrase", p) for p in paraphrases),
                *(("neighbor", p) for p in neighbors)]
+    texts = [prompt for _, prompt in prompts]
     question = question or f"Complete the sentence: {request.text} ..."
     neutral = neutral_tokens(model, tokenizer)
     options = {"kind": "mlp", "window": scaled_window(len(Decoder(model).layers)),
                "token_range": "subject_last", **trace_options}
 
-    def look(true, traced=None):
-        """Everything that is measured in one state of the model."""
-        texts = [prompt for _, prompt in prompts]
-        both = target_probabilities(model, tokenizer, [(prompt, target) for prompt in texts
-                                                       for target in (request.target_new, true)])
-        return (both[::2], both[1::2],
-                [tokenizer.decode([i]) for i in first_choices(model, tokenizer, texts)],
-                continuations(model, tokenizer, texts),
-                chat_answer(model, tokenizer, question),
-                final_states(model, neutral) if side_effects else None,
-                traced or trace(model, tokenizer, request.fact, **options) if retrace else None)
-
     with set_aside(model, edit):
+        kept = Kept(model, tokenizer)
         true = request.target_true or first_choice(model, tokenizer, request.text)
-        *unedited, answer_before, neutral_before, trace_before = look(true, before)
+        asked = {"texts": texts, "targets": [request.target_new, true], "question": question}
+        unedited = kept.get("answers", asked, request.text,
+                            lambda: _answers(model, tokenizer, **asked))
+        if retrace:
+            before = before or trace(model, tokenizer, request.fact, **options)
+        if side_effects:
+            neutral_before = kept_states(kept, model, neutral)
         with edit.applied(model):
-            *edited, answer_after, neutral_after, trace_after = look(true)
+            edited = _answers(model, tokenizer, **asked)
+            after = trace(model, tokenizer, request.fact, **options) if retrace else None
+            moved = drift(model, neutral, neutral_before,
+                          final_states(model, neutral)) if side_effects else None
         norm_change = edit.norm_change(model)
-    true = true if isinstance(true, str) else tokenizer.decode([true])
     checks = [PromptCheck(role, prompt, *(x for pair in zip(b, a, strict=True) for x in pair))
-              for (role, prompt), b, a in zip(prompts, zip(*unedited, strict=True),
-                                              zip(*edited, strict=True), strict=True)]
-    chat = None if answer_before is None else {
-        "question": question, "before": answer_before, "after": answer_after}
-    moved = drift(model, neutral, neutral_before, neutral_after) if side_effects else None
-    return Verification(request.target_new, true, checks, chat, trace_before, trace_after,
-                        norm_change, moved)
+              for (role, prompt), b, a in zip(prompts, unedited["prompts"], edited["prompts"],
+                                              strict=True)]
+    chat = None if unedited["chat"] is None else {
+        "question": question, "before": unedited["chat"], "after": edited["chat"]}
+    return Verification(request.target_new,
+                        true if isinstance(true, str) else tokenizer.decode([true]), checks, chat,
+                        before if retrace else None, after, norm_change, moved)
+
+
+def _answers(model, tokenizer, texts: list[str], targets: list, question: str) -> dict:
+    """What the model says now: of each text the targets' probabilities, the first choice and how
+    it goes on, and the answer to the question under the chat template, where there is one."""
+    both = target_probabilities(model, tokenizer, [(text, target) for text in texts
+                                                   for target in targets])
+    asked = [(encode(tokenizer, text).ids, _TOKENS) for text in texts]
+    if chat := question_ids(tokenizer, question):
+        asked.append((chat, _ANSWER_TOKENS))
+    answers = said(model, tokenizer, asked)
+    return {"prompts": [[*both[2 * i: 2 * i + 2], tokenizer.decode([one.first]), one.text]
+                        for i, one in enumerate(answers[:len(texts)])],
+            "chat": answers[-1].text if chat else None}
 
 
 @contextmanager

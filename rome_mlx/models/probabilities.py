@@ -1,18 +1,19 @@
-"""What a model gives for prompts: probabilities of targets, first choices, greedy continuations.
+"""What a model gives for prompts: probabilities of targets, the first choice, what it says next.
 
 Many prompts are asked at once: texts of about one length run side by side, padded on the right.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..accel.linux_cpu import fast_gates, log_sum_exp
 from .decoder import Decoder
-from .sampling import continued
 from .tokens import encode, encode_with_target
 
 _ROWS = 64  # run at once
@@ -78,6 +79,12 @@ def _with_target(tokenizer, prompt: str, target) -> tuple[tuple[int, ...], list[
     return tuple(whole.ids[: end - 1]), whole.ids[begin:end]
 
 
+def padded(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of one length: what comes after a text changes nothing before."""
+    width = max(map(len, rows))
+    return [[*ids, *[0] * (width - len(ids))] for ids in rows]
+
+
 def _batches(rows: list[tuple[int, ...]]) -> Iterator[list[int]]:
     """Indices of rows of about one length, the longest first."""
     batch: list[int] = []
@@ -91,9 +98,7 @@ def _batches(rows: list[tuple[int, ...]]) -> Iterator[list[int]]:
 
 def _read(decoder: Decoder, rows, reads) -> list[tuple[float, bool]]:
     """(NLL, whether it is the first choice) for each (row, position, token id)."""
-    width = len(rows[0])
-    h = decoder.run(decoder.enter(decoder.embed([[*ids, *[0] * (width - len(ids))]
-                                                 for ids in rows])))
+    h = decoder.run(decoder.enter(decoder.embed(padded(rows))))
     at = sorted({(row, position) for row, position, _ in reads})
     number = {place: i for i, place in enumerate(at)}
     logits = decoder.logits(h[tuple(mx.array(x) for x in zip(*at, strict=True))])
@@ -107,51 +112,64 @@ def _read(decoder: Decoder, rows, reads) -> list[tuple[float, bool]]:
 
 def first_choice(model, tokenizer, prompt: str) -> int:
     """The id of the likeliest next token."""
-    return first_choices(model, tokenizer, [prompt])[0]
+    decoder = Decoder(model)
+    h = decoder.run(decoder.enter(decoder.embed([encode(tokenizer, prompt).ids])))
+    return int(mx.argmax(decoder.logits(h[0, -1])))
 
 
-def first_choices(model, tokenizer, prompts: Sequence[str]) -> list[int]:
-    """The id of the likeliest next token after each prompt."""
-    decoder, rows = Decoder(model), [tuple(encode(tokenizer, prompt).ids) for prompt in prompts]
-    found = {}
-    for batch in _batches(rows):
-        width = len(rows[batch[0]])
-        h = decoder.run(decoder.enter(decoder.embed(
-            [[*rows[i], *[0] * (width - len(rows[i]))] for i in batch])))
-        last = mx.array([len(rows[i]) - 1 for i in batch])
-        best = mx.argmax(decoder.logits(h[mx.arange(len(batch)), last]), axis=-1)
-        found |= dict(zip(batch, best.tolist(), strict=True))
-    return [found[i] for i in range(len(rows))]
+class Said(NamedTuple):
+    """What a model says after a prompt, greedily: its first token, and the text up to the end of
+    text."""
+
+    first: int
+    text: str
 
 
-def continuations(model, tokenizer, prompts: Sequence[str], tokens: int = 12) -> list[str]:
-    """The greedy continuation of each prompt, as mlx-lm generates it, to the end of text."""
-    return _greedy(model, tokenizer, [encode(tokenizer, prompt).ids for prompt in prompts], tokens)
+def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list[Said]:
+    """What mlx-lm generates for each (ids of a prompt, tokens at most).
 
-
-def chat_answer(model, tokenizer, question: str, tokens: int = 24) -> str | None:
-    """The greedy answer under the model's chat template; None where it has none."""
-    if not getattr(tokenizer, "has_chat_template", False):
-        return None
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}],
-                                           add_generation_prompt=True)
-    return _greedy(model, tokenizer, [prompt], tokens)[0]
-
-
-def _greedy(model, tokenizer, rows: list[list[int]], tokens: int) -> list[str]:
-    """Texts of `tokens` tokens at most; rows of about one length run together, since every step
-    reads all of the weights."""
+    All prompts run together, since every step reads all of the weights; one after the other for
+    the few models that mlx-lm cannot batch.
+    """
+    decoder = Decoder(model)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
-    out, order = {}, sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    while order:
-        group = [i for i in order[:_ROWS] if len(rows[i]) <= len(rows[order[0]]) + tokens]
-        order = order[len(group):]
-        whole = continued(model, [rows[i] for i in group], len(rows[group[-1]]) + tokens,
-                          lambda logits: mx.argmax(logits, axis=-1))
-        for i, ids in zip(group, whole, strict=True):
-            out[i] = _text(tokenizer, ids[len(rows[i]): len(rows[i]) + tokens])
-    return [out[i] for i in range(len(rows))]
+    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+        if decoder.architecture.batches:
+            generated = _generated(model, tokenizer, prompts)
+        else:
+            generated = [_generated_alone(model, tokenizer, *prompt) for prompt in prompts]
+    return [Said(ids[0], _text(tokenizer, ids)) for ids in generated]
+
+
+def question_ids(tokenizer, question: str) -> list[int] | None:
+    """A question under the chat template, for `said`; None where the model has none."""
+    if not getattr(tokenizer, "has_chat_template", False):
+        return None
+    return tokenizer.apply_chat_template([{"role": "user", "content": question}],
+                                         add_generation_prompt=True)
+
+
+def _generated(model, tokenizer, prompts) -> list[list[int]]:
+    """The tokens after each prompt, the end of text included."""
+    batch = BatchGenerator(model, stop_tokens=[[token] for token in tokenizer.eos_token_ids],
+                           prefill_batch_size=len(prompts), completion_batch_size=len(prompts))
+    numbers = batch.insert([list(ids) for ids, _ in prompts], [most for _, most in prompts])
+    found: dict[int, list[int]] = {number: [] for number in numbers}
+    while step := batch.next_generated():
+        for token in step:
+            found[token.uid].append(token.token)
+    batch.close()
+    return list(found.values())
+
+
+def _generated_alone(model, tokenizer, ids: Sequence[int], most: int) -> list[int]:
+    found = []
+    for token, _ in generate_step(mx.array(ids), model, max_tokens=most):
+        found.append(int(token))
+        if token in tokenizer.eos_token_ids:
+            break
+    return found
 
 
 def _text(tokenizer: TokenizerWrapper, ids: list[int]) -> str:
