@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from .editing.edit import Edit
@@ -11,21 +13,23 @@ from .errors import RomeError
 from .evaluation.verify import Verification, set_aside, verify
 from .facts import EditRequest
 from .models.decoder import Decoder
+from .models.kept import Kept
 from .moments.lookup import ensure_moments
 from .tracing.decision import scaled_window
-from .tracing.trace import KINDS, FactRuns, Trace, trace
+from .tracing.trace import KINDS, FactRuns, Trace, kept_trace
 
 
 @dataclass(frozen=True)
 class Result:
     """request; trace: of the fact before the edit; choice: the layer to edit and why; the edit,
-    not applied; verification: before and after; source: the model and tokenizer it is of."""
+    not applied; verification: before and after; source: the model and tokenizer it is of. Without
+    verification there is none, and no trace where the layer did not hang on it."""
 
     request: EditRequest
-    trace: Trace
+    trace: Trace | None
     choice: LayerChoice
     edit: Edit
-    verification: Verification
+    verification: Verification | None
     source: tuple = field(repr=False, compare=False)
 
     @property
@@ -35,8 +39,8 @@ class Result:
 
     @property
     def decisive_layer(self) -> int | None:
-        """What the fact's own trace says, None where it is not clear."""
-        return self.trace.decisive_layer
+        """What the fact's own trace says, None where it is not clear or was not made."""
+        return self.trace and self.trace.decisive_layer
 
     def to_json(self) -> dict:
         """As `rome-mlx edit --json` writes it, but for seconds and adapter."""
@@ -46,8 +50,8 @@ class Result:
                 "hyperparameters": (asdict(self.edit.hyperparameters)
                                     if self.edit.hyperparameters else None),
                 "moments": self.edit.moments, "details": self.edit.details,
-                "trace": self.trace.to_json(),
-                "losses": self.edit.losses, **self.verification.to_json()}
+                "trace": self.trace and self.trace.to_json(), "losses": self.edit.losses,
+                **(self.verification.to_json() if self.verification else {})}
 
     def maps(self) -> list[Trace]:
         """The fact traced before the edit over all tokens: hidden states, MLPs, attentions."""
@@ -75,6 +79,7 @@ def locate_then_edit(model, tokenizer, request: EditRequest, *,
         method: a name, such as "rome".
         moments: as for `rome`; missing ones are made from the model's own samples and cached.
         hyperparameters, context_templates, seed: the editor's; samples, noise: the trace's.
+        verification: False writes the edit and measures nothing.
         progress: called with the name of each stage and what it found.
     """
     return locate_then_edit_all(model, tokenizer, [(request, paraphrases, neighbors)],
@@ -84,6 +89,7 @@ def locate_then_edit(model, tokenizer, request: EditRequest, *,
 def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int | str = "auto",
                          method: str = "rome", moments=None, hyperparameters=None,
                          context_templates=None, seed: int = 0, samples: int = 10, noise="s3",
+                         verification: bool = True,
                          progress: Callable[[str, dict], None] | None = None) -> list[Result]:
     """Write many requests in one edit, where their traces together say; a Result for each.
 
@@ -98,11 +104,14 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
         raise RomeError(f"{method} writes one request at a time; use memit, emmet or alphaedit")
     if layer != "auto":
         decoder.check_layer(layer)
-    found = [trace(model, tokenizer, request.fact, kind="mlp", samples=samples, noise=noise,
-                   window=scaled_window(len(decoder.layers)), token_range="subject_last")
-             for request in requests]
-    choice = layer_to_edit(decoder, editor, layer=layer, hyperparameters=hyperparameters,
-                           traces=found)
+    choose = partial(layer_to_edit, decoder, editor, layer=layer, hyperparameters=hyperparameters)
+    found: list[Trace] = []
+    if verification or choose().how not in ("given", "calibration"):
+        kept = Kept(model, tokenizer)
+        found = [kept_trace(kept, model, tokenizer, request.fact, kind="mlp", samples=samples,
+                            noise=noise, window=scaled_window(len(decoder.layers)),
+                            token_range="subject_last") for request in requests]
+    choice = choose(traces=found)
     tell("trace", {"traces": found, "choice": choice})
     where = editor.layers_up_to(choice.layer, resolved)
     if context_templates is None:
@@ -115,6 +124,9 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
                         context_templates=context_templates,
                         report=lambda losses: tell("step", losses))
     tell("edit", {"edit": edit})
+    if not verification:
+        return [Result(request, one, choice, edit, None, (model, tokenizer))
+                for request, one in zip_longest(requests, found)]
     checks = [verify(model, tokenizer, edit, request=request, paraphrases=paraphrases,
                      neighbors=neighbors, samples=samples, noise=noise, side_effects=i == 0,
                      before=found[i])

@@ -8,6 +8,7 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.editing.key import read_states
+from rome_mlx.editing.step_rules import Ball
 from rome_mlx.editing.value import mean_losses, optimize_values
 from rome_mlx.models.decoder import Decoder
 
@@ -17,6 +18,7 @@ REQUESTS = [rm.EditRequest("ab {} lives in", "cde", "xy"),
             rm.EditRequest("the home of {} is not far from", "f", "qrstu")]
 #: a loss that the three requests reach after different numbers of steps
 HP = rm.Hyperparameters(v_num_grad_steps=8, v_stop=6.2, v_lr=0.3)
+BALL = rm.Hyperparameters(v_num_grad_steps=8, v_stop=6.2, v_lr=0.2, v_rule="ball")
 
 
 def optimize(model, requests, part="hidden", hp=HP, **options):
@@ -26,9 +28,10 @@ def optimize(model, requests, part="hidden", hp=HP, **options):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
 @pytest.mark.parametrize("part", ["mlp", "hidden"])
-def test_a_batch_finds_what_each_request_finds_alone(kind, part):
+@pytest.mark.parametrize("rule", ["adam", "ball"])
+def test_a_batch_finds_what_each_request_finds_alone(kind, part, rule):
     model = tiny_model(kind)
-    hp = rm.Hyperparameters(v_num_grad_steps=6, v_lr=0.1)
+    hp = rm.Hyperparameters(v_num_grad_steps=6, v_lr=0.1, v_rule=rule)
     together = optimize(model, REQUESTS, part, hp)
     for request, value in zip(REQUESTS, together, strict=True):
         alone, = optimize(model, [request], part, hp)
@@ -38,16 +41,39 @@ def test_a_batch_finds_what_each_request_finds_alone(kind, part):
             [x["total"] for x in alone.losses], abs=1e-4)
 
 
-def test_each_request_stops_at_a_loss_of_its_own():
+@pytest.mark.parametrize("hp", [HP, BALL], ids=["adam", "ball"])
+def test_each_request_stops_at_a_loss_of_its_own(hp):
     model = tiny_model("llama")
-    values = optimize(model, REQUESTS)
+    values = optimize(model, REQUESTS, hp=hp)
     steps = [len(v.losses) for v in values]
     assert len(set(steps)) > 1, "the requests of this test should stop at different steps"
     for request, value in zip(REQUESTS, values, strict=True):
-        alone, = optimize(model, [request])
+        alone, = optimize(model, [request], hp=hp)
         assert len(value.losses) == len(alone.losses)
         np.testing.assert_allclose(value.delta, alone.delta, atol=1e-4)
-        assert value.losses[-1]["total"] < HP.v_stop or len(value.losses) == HP.v_num_grad_steps
+        assert value.losses[-1]["total"] < hp.v_stop or len(value.losses) == hp.v_num_grad_steps
+
+
+def test_the_ball_is_descended_by_directions_and_along_its_surface():
+    """The rule of one request in numpy, as its docstring says it."""
+    random = np.random.default_rng(0)
+    slope = random.normal(size=6)  # every gradient leads the same way, and out of the ball
+    gradients = slope + 0.3 * random.normal(size=(5, 6))
+    rule, delta, length, before = Ball(0.9), np.zeros(6), 0.9, np.zeros(6)
+    radius, on_surface = 2.0, []
+    for gradient in gradients:
+        given = (mx.array(x[None], mx.float32) for x in (delta, gradient, np.array([radius])))
+        found = np.array(rule.step(*given), np.float64)[0]
+        out = delta / max(np.linalg.norm(delta), 1e-30)
+        leaves = np.linalg.norm(delta) > 0.98 * radius and gradient @ out < 0
+        on_surface.append(leaves)
+        cut = np.eye(6) - leaves * np.outer(out, out)
+        direction = cut @ (cut @ gradient / np.linalg.norm(cut @ gradient) + 0.3 * before)
+        delta = delta - length * radius * direction / np.linalg.norm(direction)
+        np.testing.assert_allclose(found, delta, atol=1e-5)
+        delta *= min(1, radius / np.linalg.norm(delta))
+        length, before = 0.8 * length, direction
+    assert any(on_surface) and not all(on_surface)
 
 
 def test_more_requests_than_a_batch_holds_are_all_optimised(monkeypatch):

@@ -48,6 +48,9 @@ def add_arguments(parser) -> None:
                         help="another way to ask; may be given again")
     parser.add_argument("--neighbor", action="append", default=[], metavar="P",
                         help="a prompt that should not change; may be given again")
+    parser.add_argument("--no-verify", action="store_true",
+                        help="write the edit and measure nothing; no trace either, where the layer "
+                             "is given or calibrated")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit as an mlx-lm adapter")
     parser.add_argument("--report", metavar="FILE.html",
                         help="write a page: maps, layer, losses, before and after")
@@ -62,6 +65,8 @@ def run(args) -> int:
     from ..evaluation.collapse import Guard
     from ..models.decoder import Decoder
 
+    if args.no_verify and args.report is not None:
+        raise RomeError("--report shows what --no-verify leaves out; give one or the other")
     cases = _cases(args)
     editor = find_method(args.method)
     check_requests(request for request, _, _ in cases)
@@ -113,7 +118,8 @@ def _edit(model, tokenizer, cases, args, given, hp, templates) -> list:
                   else hp.steps + 1)
     found = locate_then_edit_all(
         model, tokenizer, cases, layer=args.layer, method=args.method, moments=args.moments,
-        hyperparameters=given, context_templates=templates, seed=args.seed, progress=story.tell)
+        hyperparameters=given, context_templates=templates, seed=args.seed, progress=story.tell,
+        verification=not args.no_verify)
     for result in found:
         story.end(result)
     return found
@@ -121,7 +127,8 @@ def _edit(model, tokenizer, cases, args, given, hp, templates) -> list:
 
 def _tell_missed(found) -> int:
     """Name the requests that the edited model does not prefer; the exit status."""
-    missed = [result.request.text for result in found if not result.verification.written]
+    missed = [result.request.text for result in found
+              if result.verification and not result.verification.written]
     if missed:
         print(f"rome-mlx: {len(missed)} of {len(found)} requests not written: the old answer is "
               f"still likelier at {', '.join(map(repr, missed[:3]))}"

@@ -11,18 +11,22 @@ from ..errors import RomeError
 from ..models.architectures import model_type
 from ..models.decoder import Decoder
 from ..models.weights import weight_shape
+from .step_rules import STEP_RULES
 
 
 @dataclass(frozen=True)
 class ValueHyperparameters:
     """Of the optimisation of a value (ROME paper, section 3.1 and appendix E.5).
 
-    v_num_grad_steps: losses computed, one more than updates; v_lr: Adam's; v_weight_decay: of
+    v_rule: how δ is moved, "adam" (the authors') or "ball" (see `step_rules`); v_num_grad_steps:
+    losses computed at most, one more than updates; v_lr: Adam's, or the first step in the ball, as
+    a fraction of its radius; v_weight_decay: of
     ‖δ‖/‖v0‖²; clamp_norm_factor: ‖δ‖ at most this times ‖v0‖; kl_factor: of KL(new ‖ initial) on
     "{subject} is a"; v_stop: the loss that ends the optimisation; preset: where the numbers come
     from, in words.
     """
 
+    v_rule: str = field(default="adam", kw_only=True)
     v_num_grad_steps: int = 20
     v_lr: float = 0.5
     v_weight_decay: float = 0.5
@@ -43,6 +47,10 @@ def check_numbers(hp) -> None:
     for one in dataclasses.fields(hp):
         name, value = one.name, getattr(hp, one.name)
         if name == "preset" or (value is None and one.default is None):
+            continue
+        if name == "v_rule":
+            if value not in STEP_RULES:
+                raise RomeError(f"v_rule is {value!r}; choose from {', '.join(STEP_RULES)}")
             continue
         if name == "layers":
             if not value or list(value) != sorted({int(layer) for layer in value}):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 
 from ..accel.linux_cpu import fast_gates, fast_rotations
@@ -23,6 +22,7 @@ from ..models.probabilities import chosen_log_probabilities, log_probabilities
 from ..models.tokens import encode, encode_with_target
 from .hyperparameters import ValueHyperparameters
 from .key import in_contexts
+from .step_rules import STEP_RULES
 
 _KL_PROMPT = "{} is a"
 _BATCH = 32  # requests; bounds the logits held at once
@@ -80,7 +80,7 @@ class Suffixes:
 def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, layer: int,
                     hp: ValueHyperparameters, part: str = "mlp",
                     report: Callable[[dict], None] | None = None) -> list[Value]:
-    """Adam on a δ for each request, as the released code does it (ROME paper, eq. 4).
+    """Descend on a δ for each request; with Adam as the released code does (ROME paper, eq. 4).
 
     A request's loss: mean over contexts of the target's NLL per token + kl_factor KL(new ‖ initial)
     of the next token after the subject in "{} is a" + v_weight_decay ‖δ‖ / ‖v0‖² (the paper
@@ -107,7 +107,7 @@ def mean_losses(values: Sequence[Value]) -> list[dict]:
 
 
 def _optimize(decoder, suffixes, initial, layer, hp, part, report) -> list[Value]:
-    delta, optimizer = mx.zeros_like(initial), _adam(hp.v_lr)
+    delta, rule = mx.zeros_like(initial), STEP_RULES[hp.v_rule](hp.v_lr)
     scale, before = mx.linalg.norm(initial, axis=1), None
     active = list(range(len(initial)))
     values = [Value(np.zeros(initial.shape[1]), np.array(v, np.float64), []) for v in initial]
@@ -121,7 +121,7 @@ def _optimize(decoder, suffixes, initial, layer, hp, part, report) -> list[Value
         (_, parts, log_p), gradient = (loss(delta), None) if last \
             else mx.value_and_grad(loss)(delta)
         before = log_p if before is None else before
-        mx.eval(*parts, before, *([] if last else [gradient]))
+        mx.eval(*parts, before)  # the gradient only where it is used
         for request, *numbers in zip(active, *(x.tolist() for x in parts), strict=True):
             values[request].losses.append(
                 {"step": i, **dict(zip(_LOSSES, numbers, strict=True))})
@@ -134,11 +134,10 @@ def _optimize(decoder, suffixes, initial, layer, hp, part, report) -> list[Value
             suffixes, keep = _only(suffixes, going), mx.array(going)
             active = [active[j] for j in going]
             delta, gradient, scale, before = (x[keep] for x in (delta, gradient, scale, before))
-            for name, moment in optimizer.state.get("delta", {}).items():
-                optimizer.state["delta"][name] = moment[keep]
-        delta = optimizer.apply_gradients({"delta": gradient}, {"delta": delta})["delta"]
-        norm = mx.linalg.norm(delta, axis=1)
-        delta = delta * mx.minimum(1.0, hp.clamp_norm_factor * scale / norm)[:, None]
+            rule.only(keep)
+        radius = hp.clamp_norm_factor * scale[:, None]
+        delta = rule.step(delta, gradient, radius)
+        delta = delta * mx.minimum(1.0, radius / mx.linalg.norm(delta, axis=1, keepdims=True))
         for request, moved in zip(active, np.array(delta, np.float64), strict=True):
             values[request] = replace(values[request], delta=moved)
     return values
@@ -159,11 +158,6 @@ def _losses(decoder, suffixes, layer, delta, part, scale, before,
     decay = hp.v_weight_decay * _norms(delta) / scale**2
     probability = suffixes.weights @ mx.exp(chosen)
     return (nll + kl + decay, nll, kl, decay, probability), log_p
-
-
-def _adam(rate: float) -> optim.Adam:
-    """PyTorch's Adam: without the bias correction the direction found is another one."""
-    return optim.Adam(learning_rate=rate, bias_correction=True)
 
 
 def _norms(x: mx.array) -> mx.array:

@@ -1,6 +1,6 @@
 """Trace one fact: hide the subject, put one state back, see how much of the answer returns."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import mlx.core as mx
@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import RomeError
 from ..facts import Fact
 from ..models.decoder import Decoder
+from ..models.kept import Kept
 from ..models.probabilities import log_probabilities
 from ..models.tokens import encode
 from ..models.weights import weight_shape
@@ -18,6 +19,7 @@ from .restore import Restoration, hidden_cells, window_cells
 from .runs import run
 
 KINDS = ("hidden", "mlp", "attn")
+_ARRAYS = ("scores", "deviations", "deciding")
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,21 @@ def trace(model, tokenizer, fact: Fact, *, kind: str = "hidden", samples: int = 
     runs = FactRuns(model, tokenizer, fact, samples=samples, noise=noise, replace=replace,
                     noise_seed=noise_seed, memory=memory)
     return runs.trace(kind, window, severed, token_range)
+
+
+def kept_trace(kept: Kept, model, tokenizer, fact: Fact, **options) -> Trace:
+    """`trace` of the model that `kept` is of, computed once where its noise is a rule or a level.
+    """
+    if isinstance(options.get("noise"), Corruption):
+        return trace(model, tokenizer, fact, **options)
+
+    def compute() -> dict:
+        found = trace(model, tokenizer, fact, **options)
+        return vars(found) | {name: getattr(found, name).tolist() for name in _ARRAYS}
+
+    found = kept.get("trace", {"fact": asdict(fact), **options}, fact.text, compute)
+    arrays = {name: np.array(found[name], np.float32) for name in _ARRAYS}
+    return Trace(**{**found, **arrays, "subject_range": tuple(found["subject_range"])})
 
 
 class FactRuns:

@@ -30,8 +30,11 @@ class Story:
             self._edited(found["edit"])
 
     def _located(self, traces, choice) -> None:
-        trace = traces[0]
         print(f"\nFact     {_short(self.request.text, 58)!r}")
+        if not traces:
+            print(layers_told(None, choice))
+            return
+        trace = traces[0]
         print(f"Believed {trace.answer.strip()!r}, P {trace.clean_prob:.3f}; with the subject "
               f"hidden {trace.corrupted_prob:.3f}\n")
         print(layers_told(decisive(traces), choice))
@@ -63,6 +66,9 @@ class Story:
 
     def end(self, result) -> None:
         check = result.verification
+        if check is None:
+            print("\nNot verified. The model itself is as it was.")
+            return
         new, true = check.target_new.strip(), check.target_true.strip()
         print(f"\n{'':10}{_short(f'P({new})', 18):<20}{_short(f'P({true})', 18):<20}first choice")
         for p in check.prompts:
