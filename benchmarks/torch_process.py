@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,30 @@ def in_torch(script: str, model, arrays: dict) -> dict | None:
             return None
         with np.load(work / "out.npz", allow_pickle=False) as found:
             return dict(found)
+
+
+@contextmanager
+def served(script: Path, model, arrays: dict) -> Iterator[Callable[[int], dict] | None]:
+    """A function that has the script's process do one piece of work; None where it cannot run.
+
+    Its arguments are as those of `in_torch` but the last. It writes a line of JSON when it is
+    ready, and one for every number that it reads.
+    """
+    python = os.environ.get("ROME_MLX_TORCH_PYTHON", sys.executable)
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        save_for_torch(model, work / "model")
+        np.savez(work / "in.npz", **arrays)
+        with subprocess.Popen([python, script, work / "model", work / "in.npz"], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+            def ask(number: int) -> dict:
+                process.stdin.write(f"{number}\n")
+                process.stdin.flush()
+                return json.loads(process.stdout.readline())
+
+            yield ask if process.stdout.readline() else None
+            process.stdin.close()
 
 
 def save_for_torch(model, path: Path) -> None:

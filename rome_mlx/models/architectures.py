@@ -179,8 +179,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         logits=lambda model, logits: logits / model.args.logits_scaling,
         residual=lambda model: model.args.residual_multiplier),
     "gemma": _SCALED,
-    "gemma2": replace(_SCALED, batches=False, logits=_softcap(lambda model: model.final_logit_softcapping),
-                      mlp_norm=True, mask_array=True),
+    "gemma2": replace(_SCALED, batches=False, mlp_norm=True, mask_array=True,
+                      logits=_softcap(lambda model: model.final_logit_softcapping)),
     "gemma3_text": replace(_PLAIN, enter=_gemma3_enter, mlp_norm=True,
                            window=_by_flag("self_attn.is_sliding", "model.window_size")),
     "gemma4_text": replace(
