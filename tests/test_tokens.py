@@ -90,13 +90,14 @@ def test_any_subjects_tokens_decode_to_a_text_with_the_subject(before, subject, 
 
 def lengths(tokenizer, text: str, ids: list[int]) -> list[int]:
     """Bytes of the text that each token stands for, from the tokens' own spelling."""
-    out = []
+    out, special = [], tokenizer.all_special_tokens
+    spaces = tokenizer.convert_tokens_to_ids("▁") != tokenizer.unk_token_id  # a word of its own
     for token in tokenizer.convert_ids_to_tokens(ids):
-        if token in tokenizer.all_special_tokens:
+        if token in special:
             out.append(0)
         elif token.startswith("<0x"):
             out.append(1)
-        elif "▁" in tokenizer.get_vocab() or "▁" in token:
+        elif spaces or "▁" in token:
             out.append(len(token.replace("▁", " ").encode()))
         else:  # byte level: a letter of the vocabulary for each byte
             out.append(len(token))
