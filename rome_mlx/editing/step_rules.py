@@ -1,7 +1,8 @@
 """How far and where to the optimisation of a value steps.
 
 A rule holds what it remembers of the steps before: `step` moves δ (requests, d_out), which is then
-cut back to its ball, ‖δ‖ ≤ radius (requests, 1); `only` forgets all but some requests.
+cut back to its ball, ‖δ‖ ≤ radius (requests, 1); `only` forgets all but some requests. `scale` is
+what the radius is a multiple of, (requests,), from the unedited values of each request's contexts.
 """
 
 import mlx.core as mx
@@ -14,6 +15,10 @@ class Adam:
 
     def __init__(self, rate: float):
         self._adam = optim.Adam(learning_rate=rate, bias_correction=True)
+
+    def scale(self, unedited: list[mx.array]) -> mx.array:
+        """‖v0‖, of the first context."""
+        return mx.stack([mx.linalg.norm(values[0]) for values in unedited])
 
     def step(self, delta: mx.array, gradient: mx.array, radius: mx.array) -> mx.array:
         return self._adam.apply_gradients({"delta": gradient}, {"delta": delta})["delta"]
@@ -38,6 +43,11 @@ class Ball:
     def __init__(self, first: float):
         self._length = first
         self._direction: mx.array | None = None
+
+    def scale(self, unedited: list[mx.array]) -> mx.array:
+        """The mean of ‖v‖ over contexts: near the beginning of a text, as in the bare prompt,
+        values can be many times shorter."""
+        return mx.stack([mx.linalg.norm(values, axis=1).mean() for values in unedited])
 
     def step(self, delta: mx.array, gradient: mx.array, radius: mx.array) -> mx.array:
         out = _unit(delta)

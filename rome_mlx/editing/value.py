@@ -94,8 +94,8 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
         for i in range(0, len(requests), _BATCH):
             batch = requests[i: i + _BATCH]
             rows = _rows(tokenizer, batch, templates)
-            suffixes, initial = _suffixes(decoder, rows, layer, part)
-            values += _optimize(decoder, suffixes, initial, layer, hp, part, report)
+            suffixes, unedited = _suffixes(decoder, rows, layer, part)
+            values += _optimize(decoder, suffixes, unedited, layer, hp, part, report)
     return values
 
 
@@ -106,9 +106,10 @@ def mean_losses(values: Sequence[Value]) -> list[dict]:
             for i in range(max(len(v.losses) for v in values))]
 
 
-def _optimize(decoder, suffixes, initial, layer, hp, part, report) -> list[Value]:
-    delta, rule = mx.zeros_like(initial), STEP_RULES[hp.v_rule](hp.v_lr)
-    scale, before = mx.linalg.norm(initial, axis=1), None
+def _optimize(decoder, suffixes, unedited, layer, hp, part, report) -> list[Value]:
+    rule, initial = STEP_RULES[hp.v_rule](hp.v_lr), mx.stack([v[0] for v in unedited])
+    scale, before = rule.scale(unedited), None
+    delta = mx.zeros_like(initial)
     active = list(range(len(initial)))
     values = [Value(np.zeros(initial.shape[1]), np.array(v, np.float64), []) for v in initial]
 
@@ -188,9 +189,9 @@ def _rows(tokenizer, requests, templates) -> list[_Row]:
 
 
 def _suffixes(decoder: Decoder, rows: list[_Row], layer: int,
-              part: str) -> tuple[Suffixes, mx.array]:
-    """What the steps need of every row, and v0 (requests, d_out) float32: the part's output at
-    the subject's last token in each request's first context."""
+              part: str) -> tuple[Suffixes, list[mx.array]]:
+    """What the steps need of every row, and of each request (contexts, d_out) float32: the part's
+    output at the subject's last token. The first is v0."""
     width = max(len(row.ids) for row in rows)
     ids = mx.array([row.ids + [0] * (width - len(row.ids)) for row in rows])
     longest = max(row.subject for row in rows)
@@ -210,11 +211,13 @@ def _suffixes(decoder: Decoder, rows: list[_Row], layer: int,
         if longest else Prefix() for prefix in recorded[layer:]]
 
     outputs, changed = _outputs(decoder, inputs, prefixes[layer], layer, part)
-    owners = [row.request for row in rows]
-    first = mx.array([owners.index(request) for request in range(max(owners) + 1)])
-    initial = changed[first, 0].astype(mx.float32)
-    mx.eval(inputs, outputs, initial, [(p.keys, p.values) for p in prefixes[layer:] if longest])
-    return _ready(rows, inputs, outputs, prefixes), initial
+    contexts: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.target:
+            contexts.setdefault(row.request, []).append(i)
+    unedited = [changed[mx.array(mine), 0].astype(mx.float32) for mine in contexts.values()]
+    mx.eval(inputs, outputs, unedited, [(p.keys, p.values) for p in prefixes[layer:] if longest])
+    return _ready(rows, inputs, outputs, prefixes), unedited
 
 
 def _outputs(decoder, inputs, prefix, layer, part) -> tuple[mx.array, mx.array]:

@@ -49,8 +49,9 @@ PRESETS = named({
     "gpt-j": Hyperparameters(layer=5),
     "gpt-neox": Hyperparameters(layer=15),
     "llama-2-7b": _COMMON, "llama-3-8b": _COMMON, "mistral-7b": _COMMON, "qwen2.5-7b": _COMMON,
-    # by benchmarks/sweep.py
-    "smollm2-135m": Hyperparameters(layer=5, clamp_norm_factor=2.0,
+    # by benchmarks/sweep.py; the steps: see docs/editing.md
+    "smollm2-135m": Hyperparameters(layer=5, clamp_norm_factor=2.0, v_rule="ball", v_lr=0.7,
+                                    v_num_grad_steps=12, v_stop=0.2,
                                     context_lengths=((1, 10), (2, 20))),
 })
 
