@@ -12,9 +12,11 @@ import rome_mlx as rm
 from rome_mlx.editing.layer_choice import layer_to_edit
 from rome_mlx.editing.methods import METHODS
 from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.kept import Kept
 from rome_mlx.models.probabilities import target_probabilities
 from rome_mlx.pipeline import locate_then_edit_all
 from rome_mlx.tracing.decision import decide, first_candidate, scaled_window
+from rome_mlx.tracing.trace import kept_trace
 
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 
@@ -65,6 +67,35 @@ def test_the_result_is_plain_json(run):
     again = json.loads(json.dumps(run[2].to_json()))
     assert again["layer"] == run[2].layer
     assert again["retrace"]["after"]["answer"] == again["probabilities"][0]["first_after"]
+
+
+def test_without_verification_the_edit_is_the_same_and_nothing_is_measured(run, monkeypatch):
+    model, _, whole, _ = run
+    options = {"moments": identity(model), "context_templates": ["{}", "q. {}"],
+               "layer": whole.layer, "verification": False}
+    monkeypatch.setattr("rome_mlx.pipeline.verify", None)
+    monkeypatch.setattr("rome_mlx.tracing.trace.trace", None)
+    result = rm.locate_then_edit(model, FakeTokenizer(), REQUEST, **options)
+    assert result.edit.digest == whole.edit.digest
+    assert result.trace is None is result.verification and result.decisive_layer is None
+    found = json.loads(json.dumps(result.to_json()))
+    assert found["trace"] is None and "probabilities" not in found
+
+
+def test_the_unedited_model_is_traced_and_asked_once(run, monkeypatch):
+    model, _, first, _ = run
+    with monkeypatch.context() as once:
+        once.setattr("rome_mlx.tracing.trace.trace", None)
+        kept = kept_trace(Kept(model, FakeTokenizer()), model, FakeTokenizer(), REQUEST.fact,
+                          kind="mlp", samples=3, noise="s3", window=first.trace.window,
+                          token_range="subject_last")
+    for name, value in vars(first.trace).items():
+        np.testing.assert_array_equal(getattr(kept, name), value)
+        assert type(getattr(kept, name)) is type(value)
+    again = rm.locate_then_edit(
+        model, FakeTokenizer(), REQUEST, moments=identity(model), context_templates=["{}", "q. {}"],
+        paraphrases=["where cde lives is"], neighbors=["ab fgh lives in"], samples=3)
+    assert again.to_json() == first.to_json()
 
 
 def test_verify_sets_an_applied_edit_aside_and_puts_it_back(run):

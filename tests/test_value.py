@@ -7,7 +7,7 @@ from fakes import FakeTokenizer
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.editing.key import read_states
+from rome_mlx.editing.key import in_contexts, read_states
 from rome_mlx.editing.step_rules import Ball
 from rome_mlx.editing.value import mean_losses, optimize_values
 from rome_mlx.models.decoder import Decoder
@@ -90,6 +90,17 @@ def test_the_clamp_holds_for_every_request():
     for value in optimize(tiny_model("llama"), REQUESTS, hp=hp):
         norm, bound = np.linalg.norm(value.delta), 0.3 * np.linalg.norm(value.initial)
         assert norm == pytest.approx(bound, rel=1e-4)  # the steps are long enough to reach it
+
+
+@pytest.mark.parametrize("rule", ["adam", "ball"])
+def test_the_radius_is_of_the_bare_prompt_or_of_all_contexts(rule):
+    model, request = tiny_model("llama"), REQUESTS[0]
+    texts = in_contexts(request, TEMPLATES)
+    norms = np.linalg.norm(read_states(Decoder(model), FakeTokenizer(), texts, 1), axis=1)
+    hp = rm.Hyperparameters(v_rule=rule, v_num_grad_steps=2, v_lr=9.0, clamp_norm_factor=0.5)
+    value, = optimize(model, [request], hp=hp)
+    scale = {"adam": norms[0], "ball": norms.mean()}[rule]
+    assert np.linalg.norm(value.delta) == pytest.approx(0.5 * scale, rel=1e-4)
 
 
 def test_the_blocks_initial_value_is_the_models_own():
