@@ -84,7 +84,7 @@ platform.machine = lambda: "a machine of another kind"
 import rome_mlx, rome_mlx.accel.blas as b
 print(b.status(), (mx.ones((3, 3)) @ mx.ones((3, 3))).sum().item())""")
     assert err.count("30 times faster") == 1
-    assert "could not be led to OpenBLAS" in out and out.endswith("27.0")
+    assert "could not be led elsewhere" in out and out.endswith("27.0")
 
 
 @applies

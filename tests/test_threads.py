@@ -88,7 +88,7 @@ def test_beside_processes_on_every_processor_one_thread_is_left(monkeypatch):
     others = [subprocess.Popen(spin) for _ in os.sched_getaffinity(0)]
     try:
         out, _ = run("import rome_mlx, time; from rome_mlx.accel import blas\n"
-                     "time.sleep(2); print(blas.loaded.openblas_get_num_threads())")
+                     "time.sleep(2); print(blas.loaded.threads)")
     finally:
         for other in others:
             other.kill()
@@ -101,14 +101,14 @@ def test_products_are_the_same_bits_with_one_thread_and_with_all():
     from rome_mlx.accel import blas
 
     library, found = blas.loaded, []
-    most = library.openblas_get_num_threads()
+    most = library.threads
     a, b = (mx.random.normal(shape, key=mx.random.key(0)) for shape in ((77, 576), (1536, 576)))
     try:
         for count in (1, os.cpu_count()):
-            library.openblas_set_num_threads(count)
+            library.threads = count
             out = a @ b.T
             mx.eval(out)
             found.append(out)
     finally:
-        library.openblas_set_num_threads(most)
+        library.threads = most
     assert mx.array_equal(*found)

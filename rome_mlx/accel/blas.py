@@ -1,8 +1,9 @@
 """A fast BLAS for MLX on a Linux CPU.
 
 MLX's Linux CPU build links the reference BLAS, tens of times slower than the machine can do. Its
-calls are led to the OpenBLAS that scipy's wheel brings, which chooses its code by the processor, or
-to the system's (`relink`). Nothing happens on other systems; ROME_MLX_BLAS=0 turns it off.
+calls are led elsewhere (`relink`): to MKL where that is installed, which is faster for few rows on
+Intel's processors, else to the OpenBLAS that scipy's wheel brings, which chooses its code by the
+processor, or to the system's. Nothing happens on other systems; ROME_MLX_BLAS=0 turns it off.
 """
 
 import contextlib
@@ -11,23 +12,42 @@ import ctypes.util
 import importlib.util
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 
 class Blas:
-    """An OpenBLAS: its functions by their plain names, which scipy's are not called by."""
+    """A loaded library: its functions are attributes, by their plain names.
+
+    prefix: what scipy put before the names of its OpenBLAS's functions.
+    """
 
     def __init__(self, path: str, prefix: str = ""):
-        self.path, self._prefix, self._library = path, prefix, ctypes.CDLL(path)
+        self.path, self._prefix = path, prefix
+        self.name = "MKL" if "mkl" in Path(path).name else "OpenBLAS"
+        if self.name == "MKL":  # its threads, which it looks for by this name
+            ctypes.CDLL(str(Path(path).with_name("libiomp5.so")), mode=ctypes.RTLD_GLOBAL)
+        self._library = ctypes.CDLL(path)
 
     def __getattr__(self, name: str):
         return getattr(self._library, self._prefix + name)
 
+    @property
+    def threads(self) -> int:
+        return (self.MKL_Get_Max_Threads if self.name == "MKL" else
+                self.openblas_get_num_threads)()
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        (self.MKL_Set_Num_Threads if self.name == "MKL" else self.openblas_set_num_threads)(count)
+
 
 def candidates() -> Iterator[tuple[str, str]]:
-    """(path, what function names begin with) of the OpenBLAS libraries that are here."""
+    """(path, what function names begin with) of the BLAS libraries that are here."""
+    for path in sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")):
+        yield str(path), ""
     scipy = importlib.util.find_spec("scipy")
     for package in (scipy.submodule_search_locations or ()) if scipy else ():
         for path in sorted(Path(package).parent.glob("scipy.libs/libscipy_openblas-*.so*")):
@@ -37,7 +57,7 @@ def candidates() -> Iterator[tuple[str, str]]:
 
 
 def load() -> Blas | None:
-    """Give MLX an OpenBLAS where that helps, whether or not mlx was imported before; None where
+    """Give MLX a fast BLAS where that helps, whether or not mlx was imported before; None where
     nothing was done. Never raises."""
     if platform.system() != "Linux" or os.environ.get("ROME_MLX_BLAS") == "0":
         return None
@@ -76,11 +96,11 @@ def status() -> str:
     if platform.system() != "Linux":
         return "the system's BLAS"
     if loaded:
-        return f"OpenBLAS, {loaded.path}"
+        return f"{loaded.name}, {loaded.path}"
     if os.environ.get("ROME_MLX_BLAS") == "0":
-        return "MLX's own, slow: ROME_MLX_BLAS=0 turns OpenBLAS off"
+        return "MLX's own, slow: ROME_MLX_BLAS=0 turns others off"
     if next(candidates(), None):
-        return "MLX's own, slow: its calls could not be led to OpenBLAS"
+        return "MLX's own, slow: its calls could not be led elsewhere"
     return "MLX's own, slow: there is no OpenBLAS; pip install --force-reinstall scipy brings one"
 
 

@@ -1,6 +1,6 @@
 """As many BLAS threads as there are processors to spare.
 
-OpenBLAS's threads wait for one another by spinning, several times in a product. Where another
+A BLAS's threads wait for one another by spinning, several times in a product. Where another
 process has the processor that one of them needs, the rest of them spin, and two processes of two
 threads on two processors come to a small part of what one thread each would do. So the machine's
 load is watched, and the threads follow it. Products come out the same to the last bit.
@@ -10,11 +10,13 @@ import contextlib
 import os
 import threading
 import time
+from functools import partial
 from typing import NamedTuple
 
 _INTERVAL = 0.2  # seconds between two looks: /proc counts in hundredths
 _PATIENCE = 3  # looks that must find room before there are more threads
-_CHOSEN = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")  # by the user
+#: by which the user may have chosen
+_CHOSEN = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 class Load(NamedTuple):
@@ -27,14 +29,14 @@ class Load(NamedTuple):
 
 
 def follow(blas) -> None:
-    """Let an OpenBLAS's threads follow the machine's load, unless the user has set their number.
+    """Let a BLAS's `threads` follow the machine's load, unless the user has set their number.
 
     Returns at once; a daemon thread goes on. Raises OSError or AttributeError where there is no
     load to read, or the library has no such setting.
     """
-    most = blas.openblas_get_num_threads()
+    most = blas.threads
     if most > 1 and not any(name in os.environ for name in _CHOSEN):
-        arguments = blas.openblas_set_num_threads, most, load()
+        arguments = partial(setattr, blas, "threads"), most, load()
         threading.Thread(target=_follow, args=arguments, name="rome-mlx-load", daemon=True).start()
 
 
