@@ -10,7 +10,6 @@ from samples import spd
 import rome_mlx
 
 
-
 def _default_model(dtype):
     try:
         return rome_mlx.load(dtype=dtype)
