@@ -13,10 +13,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import MODEL_REMAPPING
+from mlx_lm.utils import (
+    MODEL_REMAPPING,
+    _download,
+    load_adapters,
+    load_model,
+    load_tokenizer,
+)
 
 from ..errors import RomeError
 from ..storage.places import cache_directory
@@ -38,7 +43,8 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
         into the cache directory (ROME_MLX_CACHE).
     dtype: "stored" as it is on disk; "float32" or "bfloat16" dequantized and cast; "auto" is
         "stored" on a GPU and "float32" on a CPU, where half and 4-bit products are slow.
-    mlx_lm_options: adapter_path, tokenizer_config, revision, trust_remote_code and so on.
+    mlx_lm_options: adapter_path, tokenizer_config, model_config, lazy, return_config,
+        revision and trust_remote_code.
 
     Raises RomeError, naming the value and the remedy, for anything that cannot be loaded.
     """
@@ -55,19 +61,36 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
         raise RomeError(_load_failure(source, None, error)) from error
     if (adapter := mlx_lm_options.get("adapter_path")) is not None:
         _check_adapter(adapter)
-    try:
-        loaded = mlx_lm.load(source, **mlx_lm_options)
-    except Exception as error:  # whatever a damaged model leads to
-        raise RomeError(_load_failure(source, adapter, error)) from error
-    model = loaded[0]
-    text_model(model)
     if dtype == "auto":
         dtype = "stored" if mx.default_device() == mx.gpu else "float32"
+    try:
+        loaded = _loaded(source, dtype, **mlx_lm_options)
+    except RomeError:
+        raise
+    except Exception as error:  # whatever a damaged model leads to
+        raise RomeError(_load_failure(source, adapter, error)) from error
+    here = Path(source).is_dir()
+    path = str(Path(source).resolve()) if here else source
+    object.__setattr__(loaded[0], "_rome_path", path)
+    return loaded
+
+
+def _loaded(source: str, dtype: str, *, tokenizer_config=None, model_config=None,
+            adapter_path=None, lazy=False, return_config=False, revision=None,
+            trust_remote_code=False) -> tuple:
+    """`mlx_lm.load`, but that the tokenizer is read while the weights are cast."""
+    path = _download(source, revision=revision)
+    model, config = load_model(path, lazy, model_config=model_config,
+                               trust_remote_code=trust_remote_code)
+    if adapter_path is not None:
+        model = load_adapters(model, adapter_path)
+        model.eval()
+    text_model(model)
     if dtype != "stored":
         cast(model, getattr(mx, dtype))
-    here = Path(source).is_dir()
-    object.__setattr__(model, "_rome_path", str(Path(source).resolve()) if here else source)
-    return loaded
+    tokenizer = load_tokenizer(path, tokenizer_config,
+                               eos_token_ids=config.get("eos_token_id"))
+    return (model, tokenizer, config) if return_config else (model, tokenizer)
 
 
 def describe(model: nn.Module, tokenizer) -> dict:
