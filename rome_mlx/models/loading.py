@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,14 @@ def _loaded(source: str, dtype: str, *, tokenizer_config=None, model_config=None
         model = load_adapters(model, adapter_path)
         model.eval()
     text_model(model)
-    if dtype != "stored":
-        cast(model, getattr(mx, dtype))
-    tokenizer = load_tokenizer(path, tokenizer_config,
-                               eos_token_ids=config.get("eos_token_id"))
+    with ThreadPoolExecutor(1) as beside:
+        if dtype != "stored":
+            mx.eval(model.parameters())  # what is not computed yet, no other thread may compute
+            work = beside.submit(cast, model, getattr(mx, dtype))
+        tokenizer = load_tokenizer(path, tokenizer_config,
+                                   eos_token_ids=config.get("eos_token_id"))
+        if dtype != "stored":
+            work.result()
     return (model, tokenizer, config) if return_config else (model, tokenizer)
 
 

@@ -6,14 +6,13 @@ from mlx.utils import tree_map
 
 
 def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
-    """Dequantize every quantized module of the model, in place, and cast floats to `dtype`: work
-    that may still go on when this returns."""
+    """Dequantize every quantized module of the model, in place, and cast floats to `dtype`."""
     model.update_modules(tree_map(
         lambda m: dequantized(m, dtype) if is_quantized(m) else m,
         model.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module)))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
     model.eval()
-    mx.async_eval(model.parameters())
+    mx.eval(model.parameters())
     return model
 
 
