@@ -51,7 +51,7 @@ PRESETS = named({
     "llama-2-7b": _COMMON, "llama-3-8b": _COMMON, "mistral-7b": _COMMON, "qwen2.5-7b": _COMMON,
     # by benchmarks/sweep.py; the steps: see docs/editing.md
     "smollm2-135m": Hyperparameters(layer=5, clamp_norm_factor=2.0, v_rule="ball", v_lr=0.7,
-                                    v_num_grad_steps=12, v_stop=0.2,
+                                    v_num_grad_steps=10,
                                     context_lengths=((1, 10), (2, 20))),
 })
 
