@@ -33,10 +33,10 @@ def test_what_is_said_is_what_mlx_lm_generates(kind):
     rows = [encode(tokenizer, prompt).ids for prompt in PROMPTS]
     alone = [mlx_lm.generate(model, tokenizer, ids, max_tokens=5) for ids in rows]
     found = said(model, tokenizer, [(ids, 5) for ids in rows])
-    assert [one.text for one in found] == alone
+    if kind != "plamo3":  # which sees one token less with a cache, in mlx-lm itself
+        assert [one.text for one in found] == alone
     likeliest = [int(mx.argmax(model(mx.array([ids]))[0, -1])) for ids in rows]
-    if kind != "plamo3":  # which sees one token more without a cache, in mlx-lm itself
-        assert [one.first for one in found] == likeliest
+    assert [one.first for one in found] == likeliest
     assert [first_choice(model, tokenizer, prompt) for prompt in PROMPTS] == likeliest
 
 

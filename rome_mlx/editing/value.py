@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..accel.linux_cpu import fast_gates, fast_rotations
-from ..models.decoder import Decoder, Prefix
+from ..models.decoder import Decoder, Prefix, aligned
 from ..models.hooks import hooked
 from ..models.probabilities import chosen_log_probabilities, log_probabilities
 from ..models.tokens import encode, encode_with_target
@@ -203,12 +203,9 @@ def _suffixes(decoder: Decoder, rows: list[_Row], layer: int,
     tokens = max(len(row.ids) - row.subject for row in rows)
     index = mx.array([[min(row.subject + i, width - 1) for i in range(tokens)] for row in rows])
     inputs = mx.take_along_axis(h, index[..., None], axis=1)
-    padding = mx.array([longest - row.subject for row in rows])
-    before = mx.array([[max(0, i - (longest - row.subject)) for i in range(longest)]
-                       for row in rows])[:, None, :, None]
-    prefixes = [None] * layer + [
-        Prefix(*(mx.take_along_axis(x, before, axis=2) for x in prefix.new), padding)
-        if longest else Prefix() for prefix in recorded[layer:]]
+    prefixes = [None] * layer + (
+        aligned(recorded[layer:], [row.subject for row in rows]) if longest
+        else [Prefix() for _ in recorded[layer:]])
 
     outputs, changed = _outputs(decoder, inputs, prefixes[layer], layer, part)
     contexts: dict[int, list[int]] = {}

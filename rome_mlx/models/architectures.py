@@ -47,7 +47,6 @@ class Architecture:
     mlp_norm: bool = False  # a norm between the MLP's output and the residual stream
     mask_array: bool = False  # attention wants its mask written out, not the word "causal"
     mixture: bool = False  # some layers are mixtures of experts, which have no one projection
-    batches: bool = True  # whether mlx-lm generates for prompts of several lengths at once
     call: Callable = lambda layer, h, mask, prefix: layer(h, mask, prefix)
     refuse: Callable[[nn.Module], str | None] | None = None  # why this very model is not supported
 
@@ -130,7 +129,6 @@ def _mistral4_call(layer, h, mask, prefix):
 
 _PLAIN = Architecture()
 _SCALED = replace(_PLAIN, enter=lambda model, h: h * model.args.hidden_size**0.5)
-_ALONE = replace(_PLAIN, batches=False)
 _MIXTURE = replace(_PLAIN, mixture=True)
 _LATENT = replace(_MIXTURE, mask_array=True)  # DeepSeek-V3's attention, over compressed keys
 _GPT = Architecture(layers="transformer.h", attn="attn", down="mlp.c_proj",
@@ -146,7 +144,7 @@ _FEED_FORWARD = replace(_PLAIN, mlp="feed_forward", down="feed_forward.down_proj
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": replace(_PLAIN, window=_by_flag("use_sliding", "model.sliding_window")),
     "qwen2": _PLAIN, "qwen3": _PLAIN, "ernie4_5": _PLAIN, "apertus": _PLAIN, "glm": _PLAIN,
-    "hunyuan_v1_dense": _PLAIN, "internlm3": _ALONE, "mimo": _PLAIN, "nemotron": _PLAIN,
+    "hunyuan_v1_dense": _PLAIN, "internlm3": _PLAIN, "mimo": _PLAIN, "nemotron": _PLAIN,
     "phi3": _PLAIN, "seed_oss": _PLAIN, "smollm3": _PLAIN, "telechat3": _PLAIN,
     "youtu_llm": _PLAIN, "minicpm": _MINICPM, "minicpm3": _MINICPM,
     "helium": replace(_PLAIN, tied=lambda model: model.args.tie_word_embeddings),
@@ -157,7 +155,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         call=lambda layer, h, mask, prefix: layer(h, None, mask, prefix)),
     "gpt2": replace(_GPT, layers="model.h", embedding="model.wte", positions="model.wpe",
                     norm="model.ln_f"),
-    "gpt_bigcode": replace(_GPT, positions="transformer.wpe", batches=False),
+    "gpt_bigcode": replace(_GPT, positions="transformer.wpe"),
     "gptj": replace(_GPT, layers="model.h", embedding="model.wte", norm="model.ln_f",
                     down="mlp.fc_out", parallel="always"),
     "gpt_neox": Architecture(
@@ -179,7 +177,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         logits=lambda model, logits: logits / model.args.logits_scaling,
         residual=lambda model: model.args.residual_multiplier),
     "gemma": _SCALED,
-    "gemma2": replace(_SCALED, batches=False, mlp_norm=True, mask_array=True,
+    "gemma2": replace(_SCALED, mlp_norm=True, mask_array=True,
                       logits=_softcap(lambda model: model.final_logit_softcapping)),
     "gemma3_text": replace(_PLAIN, enter=_gemma3_enter, mlp_norm=True,
                            window=_by_flag("self_attn.is_sliding", "model.window_size")),
@@ -197,7 +195,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "muse_glimmer": replace(
         _PLAIN, enter=lambda model, h: _rms(h, model.args.rms_norm_eps), mlp_norm=True,
         logits=_muse_logits, window=_by_flag("self_attn.is_sliding", "model.window")),
-    "internlm2": replace(_FEED_FORWARD, batches=False, attn="attention", down="feed_forward.w2",
+    "internlm2": replace(_FEED_FORWARD, attn="attention", down="feed_forward.w2",
                          embedding="model.tok_embeddings", head="output"),
     "llama4_text": replace(_FEED_FORWARD, head="output"),
     "lille-130m": replace(
@@ -208,7 +206,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         embedding="transformer.token_embeddings", norm="transformer.norm"),
     "plamo": replace(_PLAIN, layers="model.layers.layers", parallel="always"),
     "plamo3": replace(
-        _PLAIN, layers="model.layers.layers", attn="mixer", mlp_norm=True, batches=False,
+        _PLAIN, layers="model.layers.layers", attn="mixer", mlp_norm=True,
         window=lambda model, layer: (None if layer.full_attn
                                      else model.config.window_size + 1)),
     "spark2_5": replace(_PLAIN, embedding="model.embedding",

@@ -55,6 +55,17 @@ class Prefix:
         return Prefix(keys[:, :, :length], values[:, :, :length], self.padding)
 
 
+def aligned(prefixes: Sequence[Prefix], lengths: Sequence[int]) -> list[Prefix]:
+    """The first `lengths` tokens of each row of a run whose rows were padded on the right, as
+    prefixes padded on the left."""
+    longest = max(lengths)
+    padding = mx.array([longest - length for length in lengths])
+    index = mx.array([[max(0, i - (longest - length)) for i in range(longest)]
+                      for length in lengths])[:, None, :, None]
+    return [Prefix(*(mx.take_along_axis(x, index, axis=2) for x in prefix.new), padding)
+            for prefix in prefixes]
+
+
 def _after(old: mx.array, new: mx.array) -> mx.array:
     copies = new.shape[0] // old.shape[0]
     if copies > 1:

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..accel.linux_cpu import fast_gates, log_sum_exp
-from .decoder import Decoder
+from .decoder import Decoder, aligned
 from .tokens import encode, encode_with_target
 
 _ROWS = 64  # run at once
@@ -126,19 +125,13 @@ class Said(NamedTuple):
 
 
 def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list[Said]:
-    """What mlx-lm generates for each (ids of a prompt, tokens at most).
-
-    All prompts run together, since every step reads all of the weights; one after the other for
-    the few models that mlx-lm cannot batch.
-    """
+    """What mlx-lm generates for each (ids of a prompt, tokens at most): all prompts side by side,
+    since every step reads all of the weights."""
     decoder = Decoder(model)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
-        if decoder.architecture.batches:
-            generated = _generated(model, tokenizer, prompts)
-        else:
-            generated = [_generated_alone(model, tokenizer, *prompt) for prompt in prompts]
+        generated = _generated(decoder, tokenizer.eos_token_ids, prompts)
     return [Said(ids[0], _text(tokenizer, ids)) for ids in generated]
 
 
@@ -150,26 +143,26 @@ def question_ids(tokenizer, question: str) -> list[int] | None:
                                          add_generation_prompt=True)
 
 
-def _generated(model, tokenizer, prompts) -> list[list[int]]:
-    """The tokens after each prompt, the end of text included."""
-    batch = BatchGenerator(model, stop_tokens=[[token] for token in tokenizer.eos_token_ids],
-                           prefill_batch_size=len(prompts), completion_batch_size=len(prompts))
-    numbers = batch.insert([list(ids) for ids, _ in prompts], [most for _, most in prompts])
-    found: dict[int, list[int]] = {number: [] for number in numbers}
-    while step := batch.next_generated():
-        for token in step:
-            found[token.uid].append(token.token)
-    batch.close()
-    return list(found.values())
-
-
-def _generated_alone(model, tokenizer, ids: Sequence[int], most: int) -> list[int]:
-    found = []
-    for token, _ in generate_step(mx.array(ids), model, max_tokens=most):
-        found.append(int(token))
-        if token in tokenizer.eos_token_ids:
-            break
-    return found
+def _generated(decoder: Decoder, ends, prompts) -> list[list[int]]:
+    """The likeliest tokens after each prompt, the end of text included."""
+    lengths, prefixes = [len(ids) for ids, _ in prompts], decoder.prefixes()
+    h = decoder.run(decoder.enter(decoder.embed(padded([ids for ids, _ in prompts]))), 0, None,
+                    prefixes)
+    h = h[mx.arange(len(prompts)), mx.array(lengths) - 1][:, None]
+    prefixes = aligned(prefixes, lengths)
+    found: list[list[int]] = [[] for _ in prompts]
+    while True:
+        tokens = mx.argmax(decoder.logits(h), axis=-1)
+        going = False
+        for ids, token, (_, most) in zip(found, tokens[:, 0].tolist(), prompts, strict=True):
+            if len(ids) < most and not (ids and ids[-1] in ends):
+                ids.append(token)
+                going |= len(ids) < most and token not in ends
+        if not going:
+            return found
+        h = decoder.enter(decoder.embed(tokens), prefixes[0].offset)
+        h = decoder.run(h, 0, None, prefixes)
+        prefixes = [prefix.upto(prefix.length + 1) for prefix in prefixes]
 
 
 def _text(tokenizer: TokenizerWrapper, ids: list[int]) -> str:
