@@ -10,6 +10,11 @@ from samples import spd
 import rome_mlx
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 def _default_model(dtype):
     try:
         return rome_mlx.load(dtype=dtype)

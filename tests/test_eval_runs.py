@@ -128,7 +128,8 @@ def test_batches_and_sequences_measure_every_case_under_all_the_edits(place):
 
 def test_the_unedited_model_is_measured_once_for_all_runs(place, unbroken):
     cached = sorted((place / "cache" / "kept").rglob("*.json"))
-    assert len(cached) == 1 + 24 + 2  # whose they are, scores, and texts of two cases
+    # whose they are, scores, texts of two cases, and states on neutral text
+    assert len(cached) == 1 + 24 + 2 + 1
     run(command(place, "again", "r-rome"), place)
     assert sorted((place / "cache" / "kept").rglob("*.json")) == cached
     for i in (0, 23):

@@ -15,8 +15,8 @@ def run(code: str) -> str:
                           check=True).stdout.strip()
 
 
-def test_importing_the_package_imports_neither_mlx_nor_transformers():
-    code = "import sys, rome_mlx; print(sorted({'mlx.core', 'transformers'} & sys.modules.keys()))"
+def test_importing_the_package_imports_neither_mlx_lm_nor_transformers():
+    code = "import sys, rome_mlx; print(sorted({'mlx_lm', 'transformers'} & sys.modules.keys()))"
     assert run(code) == "[]"
 
 

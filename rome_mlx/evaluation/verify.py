@@ -95,7 +95,9 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
         kept = Kept(model, tokenizer)
         true = request.target_true or first_choice(model, tokenizer, request.text)
         asked = {"texts": texts, "targets": [request.target_new, true], "question": question}
-        unedited = kept.get("answers", asked, request.text,
+        about = asked | {"tokens": [_TOKENS, _ANSWER_TOKENS],
+                         "chat": question_ids(tokenizer, question)}
+        unedited = kept.get("answers", about, request.text,
                             lambda: _answers(model, tokenizer, **asked))
         if retrace:
             before = before or trace(model, tokenizer, request.fact, **options)
