@@ -125,13 +125,14 @@ class Said(NamedTuple):
 
 
 def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list[Said]:
-    """What mlx-lm generates for each (ids of a prompt, tokens at most): all prompts side by side,
-    since every step reads all of the weights."""
+    """What mlx-lm generates for each (ids of a prompt, tokens at most): prompts side by side, since
+    every step reads all of the weights."""
     decoder = Decoder(model)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
-        generated = _generated(decoder, tokenizer.eos_token_ids, prompts)
+        generated = [ids for i in range(0, len(prompts), _ROWS) for ids in
+                     _generated(decoder, tokenizer.eos_token_ids, prompts[i: i + _ROWS])]
     return [Said(ids[0], _text(tokenizer, ids)) for ids in generated]
 
 
