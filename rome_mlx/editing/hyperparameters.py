@@ -37,6 +37,8 @@ class ValueHyperparameters:
 
     def __post_init__(self):
         check_numbers(self)
+        if self.v_rule not in tuple(STEP_RULES):
+            raise RomeError(f"v_rule is {self.v_rule!r}; choose from {', '.join(STEP_RULES)}")
 
 
 _MAY_BE_ZERO = {"v_weight_decay", "kl_factor", "v_stop", "ridge", "stop"}
@@ -46,11 +48,7 @@ def check_numbers(hp) -> None:
     """Raises RomeError for a number out of range; layers become a tuple."""
     for one in dataclasses.fields(hp):
         name, value = one.name, getattr(hp, one.name)
-        if name == "preset" or (value is None and one.default is None):
-            continue
-        if name == "v_rule":
-            if value not in STEP_RULES:
-                raise RomeError(f"v_rule is {value!r}; choose from {', '.join(STEP_RULES)}")
+        if isinstance(one.default, str) or (value is None and one.default is None):
             continue
         if name == "layers":
             if not value or list(value) != sorted({int(layer) for layer in value}):

@@ -93,7 +93,8 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
 
     with set_aside(model, edit):
         kept = Kept(model, tokenizer)
-        true = request.target_true or first_choice(model, tokenizer, request.text)
+        true = request.target_true or (before.answer_id if before else
+                                       first_choice(model, tokenizer, request.text))
         asked = {"texts": texts, "targets": [request.target_new, true], "question": question}
         about = asked | {"tokens": [_TOKENS, _ANSWER_TOKENS],
                          "chat": question_ids(tokenizer, question)}
