@@ -7,6 +7,7 @@ from .accel import blas  # noqa: F401  a fast BLAS
 
 #: module -> names, each imported when it is asked for: all of them take seconds
 _HOMES = {
+    "calibration.calibrate": ("Calibration", "calibrate"),
     "editing.edit": ("Edit", "stack"),
     "editing.lowrank": ("LowRank",),
     "editing.methods.alphaedit": ("AlphaEditHyperparameters", "alphaedit"),
@@ -34,6 +35,8 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULES)
 
 if TYPE_CHECKING:
+    from .calibration.calibrate import Calibration as Calibration
+    from .calibration.calibrate import calibrate as calibrate
     from .editing.edit import Edit as Edit
     from .editing.edit import stack as stack
     from .editing.lowrank import LowRank as LowRank

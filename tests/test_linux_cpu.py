@@ -9,13 +9,12 @@ from mlx_lm.models import base
 from scipy.special import logsumexp
 from tiny import tiny_model
 
-from rome_mlx.accel import linux_cpu
+from rome_mlx.accel import gates, linux_cpu
+from rome_mlx.accel.gates import fast_gates, geglu, swiglu
 from rome_mlx.accel.linux_cpu import (
-    fast_gates,
     fast_rotations,
     log_sum_exp,
     slow_exponentials,
-    swiglu,
 )
 from rome_mlx.models.decoder import Decoder
 
@@ -26,6 +25,16 @@ def test_the_gate_is_silu_times_up(shape):
     g, u = (np.array(x, np.float64) for x in (gate, up))
     np.testing.assert_allclose(np.array(swiglu(gate, up)), g / (1 + np.exp(-g)) * u, rtol=1e-5,
                                atol=1e-30)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 130), (2, 200, 7)])
+def test_gemmas_gate_is_gelu_by_tanh_times_up(shape):
+    gate, up = (mx.random.normal(shape, key=mx.random.key(i)) * 3 for i in (0, 1))
+    g, u = (np.array(x, np.float64) for x in (gate, up))
+    expected = g * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) / 2
+    np.testing.assert_allclose(np.array(geglu(gate, up)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.array(geglu(gate * 30, up)), np.array(nn.gelu_approx(gate * 30)
+                                                                        * up), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gate_of_large_and_half_precision_values_is_right():
@@ -43,15 +52,17 @@ def test_the_log_of_summed_exponentials_is_right_and_does_not_overflow(shape):
     np.testing.assert_allclose(np.array(log_sum_exp(x)), expected, rtol=1e-6, atol=1e-5)
 
 
-def test_the_gradients_are_those_of_mlx(monkeypatch):
+@pytest.mark.parametrize(("fast_gate", "activation", "size"),
+                         [(swiglu, nn.silu, 20), (geglu, nn.gelu_approx, 3)])
+def test_the_gradients_are_those_of_mlx(fast_gate, activation, size, monkeypatch):
     monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
-    x, y = (mx.random.normal((5, 70), key=mx.random.key(i)) * 20 for i in (0, 1))
+    x, y = (mx.random.normal((5, 70), key=mx.random.key(i)) * size for i in (0, 1))
 
     def fast(x, y):
-        return (log_sum_exp(swiglu(x, y) + x) ** 2).sum()
+        return (log_sum_exp(fast_gate(x, y) + x) ** 2).sum()
 
     def plain(x, y):
-        return (mx.logsumexp(nn.silu(x) * y + x, axis=-1) ** 2).sum()
+        return (mx.logsumexp(activation(x) * y + x, axis=-1) ** 2).sum()
 
     for found, expected in zip(mx.grad(fast, (0, 1))(x, y), mx.grad(plain, (0, 1))(x, y),
                                strict=True):
@@ -60,8 +71,9 @@ def test_the_gradients_are_those_of_mlx(monkeypatch):
 
 
 @pytest.mark.skipif(not slow_exponentials(), reason="gates are only replaced on a Linux CPU")
-def test_a_llama_computes_the_same_and_gets_its_own_modules_back():
-    model, ids = tiny_model("llama"), mx.array([[1, 2, 3]])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_a_model_computes_the_same_and_gets_its_own_modules_back(kind):
+    model, ids = tiny_model(kind), mx.array([[1, 2, 3]])
     mlps = [layer.mlp for layer in model.model.layers]
     classes, expected = [type(mlp) for mlp in mlps], model(ids)
     with pytest.raises(RuntimeError), fast_gates(mlps):
@@ -71,16 +83,16 @@ def test_a_llama_computes_the_same_and_gets_its_own_modules_back():
     assert [type(mlp) for mlp in mlps] == classes
 
 
-@pytest.mark.parametrize("kind", ["llama", "deepseek_v2"])
-def test_both_ways_that_mlx_lm_writes_a_gated_mlp_are_recognised(kind, monkeypatch):
-    monkeypatch.setattr(linux_cpu, "slow_exponentials", lambda: True)
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v2", "gemma3_text"])
+def test_the_ways_that_mlx_lm_writes_a_gated_mlp_are_recognised(kind, monkeypatch):
+    monkeypatch.setattr(gates, "slow_exponentials", lambda: True)
     mlp = tiny_model(kind).model.layers[0].mlp
     cls = type(mlp)
     with fast_gates([mlp]):
         assert type(mlp) is not cls
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gpt2", "phi"])
 def test_other_mlps_are_left_alone(kind):
     mlps = [m for name, m in tiny_model(kind).named_modules() if name.endswith("mlp")]
     classes = [type(mlp) for mlp in mlps]

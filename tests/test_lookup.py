@@ -44,7 +44,7 @@ def text(tmp_path):
 def small(tmp_path, monkeypatch):
     """A cache of its own, and few own samples."""
     monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lookup, "_SELF_TOKENS", 300)
+    monkeypatch.setattr(lookup, "enough_tokens", lambda about: 480)
     monkeypatch.setattr(corpus, "BLOCK", 2)
     lookup._say_once.cache_clear()
     return tmp_path / "cache/moments"
@@ -282,7 +282,7 @@ def test_of_several_files_the_one_of_most_tokens_is_taken_then_the_first_by_path
 
 
 def test_a_count_that_was_broken_off_is_passed_over_and_finished(model, small, monkeypatch):
-    monkeypatch.setattr(lookup, "_SELF_TOKENS", 5000)
+    monkeypatch.setattr(lookup, "enough_tokens", lambda about: 5000)
     with monkeypatch.context() as patch:
         patch.setattr("rome_mlx.moments.estimator._CHECKPOINT_SECONDS", -1)
         add, left = second_moments.__globals__["_add_rows"], [2]
@@ -332,10 +332,8 @@ def test_missing_moments_are_made_once_in_one_pass_and_kept(model, small, monkey
     assert capsys.readouterr().err == "" and len(calls) == 1
 
 
-@pytest.mark.parametrize("width, tokens", [(48, 300), (14_336, 143_360)])
-def test_own_samples_are_ten_tokens_per_dimension_or_more(width, tokens, monkeypatch):
-    monkeypatch.setattr(lookup, "_SELF_TOKENS", 300)
-    assert lookup.enough_tokens({0: {"dim": 20}, 1: {"dim": width}}) == max(tokens, 10 * width)
+def test_own_samples_are_ten_tokens_per_dimension_of_the_widest_layer():
+    assert lookup.enough_tokens({0: {"dim": 20}, 1: {"dim": 14_336}}) == 143_360
 
 
 def test_a_thin_c_is_told_once_with_the_remedy(model, text, small, capsys):

@@ -34,7 +34,7 @@ def test_samples_follow_the_models_probabilities_without_the_banned(slow, monkey
     logits[banned] = -np.inf
     p = np.exp(logits - logits.max())
     p /= p.sum()
-    found = np.bincount(np.ravel(sample(model, [[5]] * rows, 1, seed=3, avoid=banned)),
+    found = np.bincount(np.ravel(sample(model, [[5]] * rows, 1, seeds=[3], avoid=banned)),
                         minlength=len(p)) / rows
     assert found[banned].sum() == 0
     assert (np.abs(found - p) < 5 * np.sqrt(p / rows) + 1e-9).all()  # five standard errors
@@ -42,6 +42,6 @@ def test_samples_follow_the_models_probabilities_without_the_banned(slow, monkey
 
 def test_the_same_seed_draws_the_same_and_every_token_is_told():
     model, told = tiny_model("llama"), []
-    one = sample(model, [[5]] * 4, 9, seed=1, each=told.append)
-    assert one == sample(model, [[5]] * 4, 9, seed=1) != sample(model, [[5]] * 4, 9, seed=2)
+    one = sample(model, [[5]] * 4, 9, seeds=[1], each=told.append)
+    assert one == sample(model, [[5]] * 4, 9, seeds=[1]) != sample(model, [[5]] * 4, 9, seeds=[2])
     assert told == list(range(1, 10)) and {len(row) for row in one} == {9}

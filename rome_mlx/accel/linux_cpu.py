@@ -1,26 +1,25 @@
 """Exponentials, sines and cosines by numpy's vector code where MLX's are scalar: on a Linux CPU.
 
-There, MLX computes exp one number at a time: the gate silu(x)·y of an MLP costs more than one of
-its three matrix products, and a softmax over the vocabulary more than the product before it.
-numpy's exp uses the vector units, and threads run beside each other. Rotary embeddings compute
-the same angles again in every layer. On Metal, on CUDA and on macOS nothing changes. All but
-attention pass gradients.
+There, MLX computes exp one number at a time: a softmax over the vocabulary costs more than the
+product before it (MLPs' gates: `gates`). numpy's exp uses the vector units, and threads run beside
+each other. Rotary embeddings compute the same angles again in every layer. On Metal, on CUDA and on
+macOS nothing changes. All but attention pass gradients.
 """
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FunctionType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models import activations, base
+from mlx_lm.models import base
 
 _QUERIES = 32  # positions of a block of attention
+_BLOCK = 512  # words whose probabilities are summed before they are cumulated
 _CHUNK = 1 << 18  # numbers at a time, so that a chunk stays in the cache
 _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="rome-mlx")
 
@@ -28,53 +27,6 @@ _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="rome-mlx")
 def slow_exponentials() -> bool:
     """Whether this is where MLX's exponentials are scalar."""
     return platform.system() == "Linux" and mx.default_device() == mx.cpu
-
-
-@contextmanager
-def fast_gates(mlps: list[nn.Module]) -> Iterator[None]:
-    """Compute the gates of mlx-lm's `down(swiglu(gate(x), up(x)))` MLPs with numpy.
-
-    Modules that compute anything else are left as they are, as are all of them elsewhere.
-    """
-    with ExitStack() as stack:
-        for mlp in mlps if slow_exponentials() else ():
-            if _is_gated(type(mlp).__call__):
-                stack.enter_context(_fast_gate(mlp))
-        yield
-
-
-def _is_gated(call: Callable) -> bool:
-    """Whether a `__call__` is one of the two below, instruction by instruction, and its swiglu
-    is mlx-lm's."""
-
-    def returned(self, x):
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-
-    def named(self, x):
-        down_proj = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-        return down_proj
-
-    def instructions(function):
-        code = function.__code__
-        return code.co_code, code.co_names, code.co_argcount
-
-    return (isinstance(call, FunctionType)
-            and call.__globals__.get("swiglu") is activations.swiglu
-            and instructions(call) in (instructions(returned), instructions(named)))
-
-
-@contextmanager
-def _fast_gate(mlp: nn.Module) -> Iterator[None]:
-    cls = type(mlp)
-
-    def call(self, x):
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-
-    mlp.__class__ = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
-    try:
-        yield
-    finally:
-        mlp.__class__ = cls
 
 
 @contextmanager
@@ -176,55 +128,9 @@ def _causal_exp(scores: mx.array, start: int) -> tuple[mx.array, mx.array]:
         np.exp(e, out=e)
         e.sum(axis=-1, keepdims=True, out=sums[part])
 
-    _in_chunks(compute, x.reshape(len(x), -1))
+    in_chunks(compute, x.reshape(len(x), -1))
     return (mx.array(out).reshape(scores.shape),
             mx.array(sums).reshape(*scores.shape[:-1], 1))
-
-
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gate · sigmoid(gate) · up, of one shape; evaluated at once where it is float32."""
-    if gate.dtype != mx.float32 or up.dtype != mx.float32:
-        return nn.silu(gate) * up
-    return _swiglu(gate, up)
-
-
-@mx.custom_function
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    mx.eval(gate, up)
-    g, u = _rows(gate), _rows(up)
-    out = np.empty(g.shape, np.float32)
-
-    def compute(rows: slice) -> None:
-        with np.errstate(over="ignore"):  # exp(-x) = inf gives the right 0
-            e = np.exp(-g[rows])
-        e += 1
-        np.divide(g[rows], e, out=e)
-        np.multiply(e, u[rows], out=out[rows])
-
-    _in_chunks(compute, g)
-    return mx.array(out).reshape(gate.shape)
-
-
-@_swiglu.vjp
-def _swiglu_gradient(primals, cotangent, _):
-    """The factors at once, from the primals; the products when the cotangent is asked for."""
-    g, u = map(_rows, primals)
-    silu, slope = np.empty(g.shape, np.float32), np.empty(g.shape, np.float32)
-
-    def compute(rows: slice) -> None:
-        with np.errstate(over="ignore"):
-            sigmoid = np.exp(-g[rows])
-        sigmoid += 1
-        np.reciprocal(sigmoid, out=sigmoid)
-        y = np.multiply(g[rows], sigmoid, out=silu[rows])
-        # silu' = sigmoid + silu (1 - sigmoid)
-        y = np.subtract(y, y * sigmoid, out=slope[rows])
-        y += sigmoid
-        y *= u[rows]
-
-    _in_chunks(compute, g)
-    shape = primals[0].shape
-    return cotangent * mx.array(slope).reshape(shape), cotangent * mx.array(silu).reshape(shape)
 
 
 def log_sum_exp(logits: mx.array) -> mx.array:
@@ -235,14 +141,14 @@ def log_sum_exp(logits: mx.array) -> mx.array:
 @mx.custom_function
 def _log_sum_exp(logits: mx.array) -> mx.array:
     mx.eval(logits)
-    x = _rows(logits)
+    x = rows_of(logits)
     out = np.empty(len(x), np.float32)
 
     def compute(rows: slice) -> None:
         highest = x[rows].max(axis=-1, keepdims=True)
         out[rows] = highest[:, 0] + np.log(np.exp(x[rows] - highest).sum(axis=-1))
 
-    _in_chunks(compute, x)
+    in_chunks(compute, x)
     return mx.array(out).reshape(logits.shape[:-1])
 
 
@@ -251,42 +157,56 @@ def _log_sum_exp_gradient(logits, cotangent, output):
     return cotangent[..., None] * _exp(logits - output[..., None])
 
 
-def drawn(logits: mx.array, uniform: np.ndarray) -> np.ndarray:
+def drawn(logits: mx.array, uniform: np.ndarray, avoid: Sequence[int] = ()) -> np.ndarray:
     """An index of each row, drawn by softmax: where the cumulated probability passes the row's
-    uniform number of [0, 1). logits (rows, vocabulary) float32, uniform (rows,) -> (rows,) int."""
+    uniform number of [0, 1). logits (rows, vocabulary) float32, uniform (rows,) -> (rows,) int.
+
+    avoid: indices never drawn. Probabilities are summed by blocks, and cumulated within one only.
+    """
     mx.eval(logits)
-    x = _rows(logits)
+    x, avoid = rows_of(logits), list(avoid)
     out = np.empty(len(x), np.int64)
+    starts = np.arange(0, x.shape[1], _BLOCK)
 
     def compute(rows: slice) -> None:
-        cumulated = np.exp(x[rows] - x[rows].max(axis=-1, keepdims=True)).cumsum(
-            axis=-1, dtype=np.float64)
-        out[rows] = [np.searchsorted(row, u * row[-1], side="right")
-                     for row, u in zip(cumulated, uniform[rows], strict=True)]
+        e = np.exp(x[rows] - x[rows].max(axis=-1, keepdims=True))
+        e[:, avoid] = 0
+        ends = np.add.reduceat(e, starts, axis=1).cumsum(axis=1, dtype=np.float64)
+        found = []
+        for row, end, u in zip(e, ends, uniform[rows], strict=True):
+            block = np.searchsorted(end, u * end[-1], side="right")
+            left = u * end[-1] - (end[block - 1] if block else 0)
+            begin = block * _BLOCK
+            inside = row[begin: begin + _BLOCK].cumsum(dtype=np.float64)
+            at = np.searchsorted(inside, left, side="right")
+            found.append(begin + min(at, np.flatnonzero(row[begin: begin + _BLOCK])[-1]))
+        out[rows] = found
 
-    _in_chunks(compute, x)
+    in_chunks(compute, x)
     return out
 
 
 def _exp(x: mx.array) -> mx.array:
     """exp of a float32 array; infinity where it overflows."""
     mx.eval(x)
-    numbers = _rows(x)
+    numbers = rows_of(x)
     out = np.empty_like(numbers)
 
     def compute(rows: slice) -> None:
         with np.errstate(over="ignore"):
             np.exp(numbers[rows], out=out[rows])
 
-    _in_chunks(compute, numbers)
+    in_chunks(compute, numbers)
     return mx.array(out).reshape(x.shape)
 
 
-def _rows(x: mx.array) -> np.ndarray:
+def rows_of(x: mx.array) -> np.ndarray:
+    """The numbers of an evaluated array, not copied, (rows, last axis)."""
     return np.array(x, copy=False).reshape(-1, x.shape[-1])
 
 
-def _in_chunks(compute: Callable[[slice], None], x: np.ndarray) -> None:
+def in_chunks(compute: Callable[[slice], None], x: np.ndarray) -> None:
+    """compute(rows) for all rows of x, side by side, some that fit into the cache at a time."""
     step = max(1, _CHUNK // x.shape[1])
     if len(x) <= step:
         return compute(slice(None))

@@ -15,6 +15,7 @@ from ..errors import RomeError
 COMMANDS = {
     "trace": ("trace", "find which states carry a fact (causal tracing)"),
     "locate": ("locate", "average over many facts: the layer that decides in this model"),
+    "calibrate": ("calibrate", "find the layer and hyperparameters of a model"),
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
     "edits": ("edits", "look at saved edits, merge them, write a full model"),
     "moments": ("moments", "count the second moments that ROME needs"),

@@ -1,7 +1,7 @@
 """k*: the key that selects the subject (ROME paper, section 3.1, step 1)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -11,8 +11,7 @@ from ..models.hooks import hooked
 from ..models.tokens import encode
 
 
-@dataclass(frozen=True)
-class Readings:
+class Readings(NamedTuple):
     """What one MLP reads and writes at the subject's last token, a row a text.
 
     keys: (rows, d_in), the down projection's input; outputs: (rows, d_out), the MLP's output;

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 import numpy as np
 
 from ..models.decoder import Decoder
-from ..models.identity import Identity
-from ..storage.files import read_json, write_json
+from ..models.identity import Identity, stored_for
+from ..storage.files import write_json
 from ..storage.places import cache_directory, data_path
 from ..tracing.decision import Decision, decide, first_candidate, scaled_window
 from ..tracing.trace import Trace
+from .calibrated import is_calibration, is_path
 from .hyperparameters import depth_layer, nearest_dense
 from .method import Method
 
@@ -74,6 +75,8 @@ def decisive(traces: Sequence[Trace]) -> Decision | None:
 
 def _names_layers(given) -> bool:
     """Whether what a caller gave as hyperparameters says itself which layers."""
+    if is_path(given) or is_calibration(given):
+        return True
     given = asdict(given) if is_dataclass(given) else given
     return isinstance(given, Mapping) and any(given.get(name) is not None
                                               for name in ("layer", "layers"))
@@ -114,14 +117,13 @@ def _dense(decoder: Decoder, choice: LayerChoice) -> LayerChoice:
 def stored_profile(decoder: Decoder) -> dict | None:
     """The averaged effects of this model over the most facts, shipped or kept by `locate`: as
     `AverageEffects.to_json` has them. None where there are none."""
-    identity, found = Identity.of(decoder.model).unedited, []
-    for path in (*data_path().glob("profile-*.json"), *_profiles().glob("*.json")):
+    found = []
+    for path, profile in stored_for(decoder.model, (*data_path().glob("profile-*.json"),
+                                                    *_profiles().glob("*.json"))):
         try:
-            profile = read_json(path)
-            if (Identity.from_json(profile["identity"]).difference(identity) is None
-                    and profile["facts_used"] >= ENOUGH_FACTS):
+            if profile["facts_used"] >= ENOUGH_FACTS:
                 found.append((profile["facts_used"], profile["clear"], str(path), profile))
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             continue
     return max(found)[-1] if found else None
 

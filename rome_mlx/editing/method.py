@@ -8,6 +8,8 @@ from typing import Any
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..models.kept import Kept
+from ..storage.files import read_json
+from .calibrated import is_calibration, is_path, preset_of, stored_calibration
 from .edit import Edit
 from .hyperparameters import preset_name
 
@@ -41,8 +43,9 @@ class Method:
         """The hyperparameters from what a caller may give.
 
         Args:
-            given: None for the model's own preset, "published", a preset's name, a dict of
-                changes to the model's own, or the method's dataclass.
+            given: None for the model's own preset, "published", a preset's name, a JSON file, a
+                dict of changes to the model's own, what `rome-mlx calibrate` wrote, or the
+                method's dataclass.
             decoder: the model. Layers of a preset for another model are left out (None): they
                 say nothing of this one.
 
@@ -51,6 +54,10 @@ class Method:
         published = self.published
         if isinstance(given, type(published)):
             return given
+        if is_path(given):
+            given = read_json(given)
+        if is_calibration(given):
+            return self._calibrated(given, decoder)
         own = self._own(decoder)
         if given is None:
             return own
@@ -93,15 +100,24 @@ class Method:
         return list(range(max(0, layer - count + 1), layer + 1))
 
     def _own(self, decoder: Decoder | None):
-        """The model's preset, or the published numbers without their layers, and words that say
-        so."""
+        """What calibration found for the model, else its preset, else the published numbers without
+        their layers; with words that say which."""
         published = self.published
         if decoder is None:
             return published
+        if (calibration := stored_calibration(decoder)) and self.name in calibration["presets"]:
+            return self._calibrated(calibration, decoder)
         if (name := preset_name(decoder)) in self.presets:
             return self.presets[name]
         return dataclasses.replace(_anywhere(published), **self.elsewhere,
                                    preset=f"{published.preset}'s, for want of this model's")
+
+    def _calibrated(self, calibration: Mapping, decoder: Decoder | None):
+        """The method's part of a calibration."""
+        found = preset_of(calibration, self.name, decoder)
+        layers = found.pop("layers")
+        where = {"layers": layers} if hasattr(self.published, "layers") else {"layer": layers[-1]}
+        return self._changed(self.published, {**found, **where, "preset": "found by calibration"})
 
     def _changed(self, own, given: Mapping):
         known = {one.name for one in dataclasses.fields(own)}

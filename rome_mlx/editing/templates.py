@@ -24,7 +24,7 @@ def context_templates(model, tokenizer, seed: int = 0,
     start = start_token(tokenizer)
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     for i, (count, length) in enumerate(lengths):
-        rows = sample(model, [[start]] * count, length, seed=2 * seed + i, top_k=_TOP_K,
+        rows = sample(model, [[start]] * count, length, seeds=[2 * seed + i], top_k=_TOP_K,
                       avoid=avoid)
         for row in rows:
             templates.append(_template(tokenizer.decode(row)))
@@ -37,7 +37,7 @@ def memit_templates(model, tokenizer, seed: int = 0) -> list[str]:
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     for i, word in enumerate(_WORDS):
         row = sample(model, [encode(tokenizer, word).ids], _WORDS_LENGTH,
-                     seed=len(_WORDS) * seed + i, top_k=_TOP_K, avoid=avoid)[0]
+                     seeds=[len(_WORDS) * seed + i], top_k=_TOP_K, avoid=avoid)[0]
         templates.append(_template(word + tokenizer.decode(row)))
     return templates
 

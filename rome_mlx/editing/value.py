@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates, fast_rotations
+from ..accel.linux_cpu import fast_rotations
 from ..models.decoder import Decoder, Prefix, aligned
 from ..models.hooks import hooked
 from ..models.probabilities import chosen_log_probabilities, log_probabilities
@@ -89,7 +89,7 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     report: called with each step's losses, the mean over the requests of a batch.
     """
     values = []
-    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]), \
+    with decoder.fast_gates(), \
             fast_rotations(decoder.model):
         for i in range(0, len(requests), _BATCH):
             batch = requests[i: i + _BATCH]

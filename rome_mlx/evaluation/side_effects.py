@@ -5,7 +5,6 @@ from base64 import b64decode, b64encode
 import mlx.core as mx
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates
 from ..models.decoder import Decoder
 from ..models.kept import Kept
 from ..models.probabilities import log_probabilities, padded
@@ -27,7 +26,7 @@ def neutral_tokens(model, tokenizer, paragraphs: int | None = _TEXTS,
 def final_states(model, rows: list[list[int]]) -> list[mx.array]:
     """The last layer's output at every position but the last, (tokens - 1, dim) for each row."""
     decoder = Decoder(model)
-    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+    with decoder.fast_gates():
         h = decoder.run(decoder.enter(decoder.embed(padded(rows))))
     states = [row[:len(ids) - 1] for row, ids in zip(h, rows, strict=True)]
     mx.eval(states)

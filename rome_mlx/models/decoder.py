@@ -10,7 +10,7 @@ once, its keys and values are kept, and suffixes run on top of them.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 
 import mlx.core as mx
@@ -18,6 +18,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.rope_utils import DynamicNTKScalingRoPE
 
+from ..accel.gates import fast_gates
 from ..errors import RomeError
 from .architectures import model_type, text_model
 from .hooks import find_module
@@ -139,6 +140,10 @@ class Decoder:
     def module(self, layer: int, part: str = "hidden") -> nn.Module:
         """The module at `path(layer, part)`."""
         return find_module(self.model, self.path(layer, part))
+
+    def fast_gates(self) -> AbstractContextManager[None]:
+        """A context in which MLPs' gates are computed by numpy, where MLX is slow at them."""
+        return fast_gates([self.module(layer, "mlp") for layer in self.dense_layers])
 
     def embed(self, ids) -> mx.array:
         """Token-embedding output (rows, tokens, dim), before positions and scaling."""

@@ -7,15 +7,17 @@ training step passes. Adapters and edits are small and come from files: they are
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from zlib import crc32
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..storage.files import read_json
 from .applied import edits_of, record_of
 from .weights import is_quantized, weight
 
@@ -80,6 +82,20 @@ class Identity:
             return (f"{len(self.edits)} edits applied" if len(self.edits) != len(other.edits)
                     else "other edits applied")
         return None
+
+
+def stored_for(model: nn.Module, paths: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
+    """Those of JSON files whose "identity" is this model's with its edits taken back, and what
+    they hold; damaged ones are passed over."""
+    paths, now = list(paths), None
+    for path in paths:
+        now = now or Identity.of(model).unedited
+        try:
+            found = read_json(path)
+            if Identity.from_json(found["identity"]).difference(now) is None:
+                yield path, found
+        except (ValueError, KeyError, TypeError):
+            continue
 
 
 def _base(model: nn.Module) -> tuple[float, ...]:

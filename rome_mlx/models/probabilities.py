@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..accel.linux_cpu import fast_gates, log_sum_exp
+from ..accel.linux_cpu import log_sum_exp
 from .decoder import Decoder, aligned
 from .tokens import encode, encode_with_target
 
@@ -61,7 +61,7 @@ def token_scores(model, tokenizer, pairs: Sequence[tuple]) -> list[list[tuple[fl
         reads.setdefault(bisect_left(rows, ids), []).extend(
             (i, first + j, token) for j, token in enumerate(target))
     tokens: list[list[tuple[float, bool]]] = [[] for _ in pairs]
-    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+    with decoder.fast_gates():
         for batch in _batches(rows):
             wanted = [(row, *read) for row, r in enumerate(batch) for read in reads[r]]
             found = _read(decoder, [rows[r] for r in batch], [(w[0], w[2], w[3]) for w in wanted])
@@ -130,7 +130,7 @@ def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list
     decoder = Decoder(model)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
-    with fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]):
+    with decoder.fast_gates():
         generated = [ids for i in range(0, len(prompts), _ROWS) for ids in
                      _generated(decoder, tokenizer.eos_token_ids, prompts[i: i + _ROWS])]
     return [Said(ids[0], _text(tokenizer, ids)) for ids in generated]

@@ -8,6 +8,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from ..accel.linux_cpu import drawn, slow_exponentials
 from ..errors import RomeError
+from .decoder import Decoder
 from .tokens import encode, unwrapped
 
 
@@ -29,7 +30,7 @@ def start_token(tokenizer) -> int:
     raise RomeError("this tokenizer has neither BOS nor EOS to sample from; give a corpus")
 
 
-def sample(model, prompts: list[list[int]], length: int, *, seed: int = 0,
+def sample(model, prompts: list[list[int]], length: int, *, seeds: Sequence[int] = (0,),
            top_k: int | None = None, avoid=(),
            each: Callable[[int], None] = lambda n: None) -> list[list[int]]:
     """`length` new tokens for every prompt; prompts are of one length, temperature is 1.
@@ -37,24 +38,28 @@ def sample(model, prompts: list[list[int]], length: int, *, seed: int = 0,
     One seed gives the same tokens on one kind of device. On a Linux CPU the whole vocabulary is
     drawn from with one random number per row, where MLX takes one per word.
 
-    top_k: sample among the k likeliest; avoid: token ids never drawn; each: called with the number
-    of tokens that every row has.
+    seeds: of as many rows each, in turn; top_k: sample among the k likeliest; avoid: token ids
+    never drawn; each: called with the number of tokens that every row has.
     """
-    key = mx.random.key(seed)
-    uniform = np.random.RandomState(seed) if top_k is None and slow_exponentials() else None
-    banned = mx.array(list(avoid)) if avoid else None
+    keys, banned = [mx.random.key(seed) for seed in seeds], mx.array(list(avoid), mx.int32)
+    uniform = ([np.random.RandomState(seed) for seed in seeds]
+               if top_k is None and slow_exponentials() else [])
 
     def draw(logits: mx.array) -> mx.array:
-        nonlocal key
-        if banned is not None:
+        share = len(logits) // len(seeds)
+        if uniform:
+            numbers = np.concatenate([random.rand(share) for random in uniform])
+            return mx.array(drawn(logits, numbers, list(avoid)))
+        if avoid:
             logits[:, banned] = -mx.inf
         if top_k is not None:
             floor = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
             logits = mx.where(logits < floor, -mx.inf, logits)
-        if uniform is not None:
-            return mx.array(drawn(logits, uniform.rand(len(logits))))
-        key, now = mx.random.split(key)
-        return mx.random.categorical(logits, key=now)
+        found = []
+        for i, rows in enumerate(mx.split(logits, len(seeds))):
+            keys[i], now = mx.random.split(keys[i])
+            found.append(mx.random.categorical(rows, key=now))
+        return mx.concatenate(found)
 
     start = len(prompts[0])
     rows = continued(model, prompts, start + length, draw, lambda n: each(n - start))
@@ -91,8 +96,14 @@ def continued(model, prompts: Sequence[Sequence[int]], length: int,
     for row, ids in zip(given, rows, strict=True):
         row[:len(ids)] = ids
     given = mx.array(given)
+    with Decoder(model).fast_gates():
+        return _continued(model, given, start, draw, each)
+
+
+def _continued(model, given: mx.array, start: int, draw, each) -> list[list[int]]:
+    """Rows of given tokens, -1 where a token is to be drawn; the first `start` of all are given."""
     tokens, out, cache = given[:, :start], [given[:, :start]], make_prompt_cache(model)
-    for at in range(start, length):
+    for at in range(start, given.shape[1]):
         logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
         forced, sampled = given[:, at: at + 1], draw(logits)[:, None]
         tokens = mx.where(forced >= 0, forced, sampled.astype(forced.dtype))

@@ -17,6 +17,7 @@ HUB = {
 }
 #: rows that are sampled together, and that go to one rank
 BLOCK = 32
+_TOGETHER = 4  # blocks of own samples made side by side
 _SUFFIXES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _SHUFFLED = 10_000  # documents held to draw from
 
@@ -67,19 +68,19 @@ class Corpus:
 
 
 def rows(model, tokenizer, corpus, length: int, *, seed: int = 0, skip: int = 0, rank: int = 0,
-         size: int = 1,
+         size: int = 1, wanted: int | None = None,
          sampled: Callable[[str], None] = lambda doing: None) -> Iterator[list[int] | None]:
     """Rows of `length` token ids, the first `skip` of them left out; every one is full.
 
     Documents follow one another, divided by EOS, without other special tokens: what texts begin
     with (`models.sampling.beginning`) is no part of a row. Of `size` ranks
-    each gets blocks of 32 rows in turn, and None in place of the others'. sampled: called with
-    words at every token of the model's own samples.
+    each gets blocks of 32 rows in turn, and None in place of the others'. wanted: rows that will be
+    taken at most, with those left out; sampled: called with words at every token of the model's own
+    samples.
     """
     corpus = Corpus.of(corpus)
     if corpus.sources == ["self"]:
-        yield from _own_samples(model, tokenizer, length, seed, skip, rank, size,
-                                sampled)
+        yield from _own_samples(model, tokenizer, length, seed, skip, rank, size, wanted, sampled)
         return
     for index, row in enumerate(_packed(unwrapped(tokenizer), tokenizer.eos_token_id,
                                         texts(corpus, seed), length)):
@@ -173,14 +174,20 @@ def _column(corpus: Corpus, seed: int, label: str, **load) -> Iterator[str]:
                         "give a local .txt, .jsonl or .parquet file, or 'self'") from error
 
 
-def _own_samples(model, tokenizer, length, seed, skip, rank, size,
+def _own_samples(model, tokenizer, length, seed, skip, rank, size, wanted,
                  sampled) -> Iterator[list[int] | None]:
+    """Sampled in blocks of BLOCK rows by a seed each; one process samples several side by side,
+    since every step reads all of the weights."""
     start = beginning(tokenizer) or [start_token(tokenizer)]
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     block, skip = skip // BLOCK, skip % BLOCK
     while True:
+        count = _TOGETHER if size == 1 else 1
+        if wanted is not None:
+            count = max(1, min(count, -(-wanted // BLOCK) - block))
         out = [None] * BLOCK if block % size != rank else sample(
-            model, [start] * BLOCK, length, seed=seed * 100_003 + block, avoid=avoid,
+            model, [start] * BLOCK * count, length,
+            seeds=[seed * 100_003 + block + i for i in range(count)], avoid=avoid,
             each=lambda n: sampled(f"sampling {n} of {length}"))
         yield from out[skip:]
-        block, skip = block + 1, 0
+        block, skip = block + count, 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..accel.linux_cpu import fast_attention, fast_gates
+from ..accel.linux_cpu import fast_attention
 from ..errors import RomeError
 from ..models.architectures import model_type
 from ..models.decoder import Decoder
@@ -77,7 +77,7 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
                   f"what was counted until the last save is in {output}: start it again")
     with ranks.together(), ExitStack() as stack:
         blocks = range(layers[-1] + 1)
-        stack.enter_context(fast_gates([decoder.module(i, "mlp") for i in blocks]))
+        stack.enter_context(decoder.fast_gates())
         stack.enter_context(fast_attention([decoder.module(i, "attn") for i in blocks]))
         for layer in layers:
             moments[layer] = _begun(moments.about[layer], output if ranks.rank == 0 else None)
@@ -145,7 +145,7 @@ class _Count:
         with Progress(wanted * self.length, self.done * self.length, self.progress) as progress:
             source = rows(self.decoder.model, self.tokenizer, self.corpus, self.length,
                           seed=self.seed, skip=self.done, rank=self.ranks.rank,
-                          size=self.ranks.size, sampled=progress.alive)
+                          size=self.ranks.size, wanted=wanted, sampled=progress.alive)
             while not stop:
                 got = self._step(source, min([wanted, *(n for n in marks if n > self.done)]))
                 progress.add(got * self.length)

@@ -1,5 +1,6 @@
 """The moments an editor works with, from whatever the caller has, and which they were."""
 
+import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -15,12 +16,10 @@ from ..models.identity import Identity
 from ..models.loading import describe
 from ..storage.ranks import Ranks
 from . import store
+from .corpus import Corpus
 from .estimator import about_layers, second_moments
 from .quality import THIN
 from .second_moment import SecondMoment
-
-#: of the model's own samples, at least
-_SELF_TOKENS = 100_000
 
 
 class Lookup:
@@ -119,14 +118,16 @@ def moment_matrix(model, tokenizer, layer: int, moments=None) -> np.ndarray:
     return find_moments(model, tokenizer, [layer], moments).matrix(layer)
 
 
-def ensure_moments(model, tokenizer, layers, moments=None, *, seed: int = 0) -> Lookup:
-    """As `find_moments`, after making those that are missing from the model's own samples.
+def ensure_moments(model, tokenizer, layers, moments=None, *, seed: int = 0,
+                   corpus=None) -> Lookup:
+    """As `find_moments`, after making those that are missing over `corpus`, as `second_moments`
+    takes it, or the model's own samples.
 
     They are counted on the model without its edits, in one pass, and cached; stderr says so, and
     where C is of too few tokens.
     """
     if moments is None:
-        _make_missing(model, tokenizer, layers, seed)
+        _make_missing(model, tokenizer, layers, seed, Corpus.of(corpus or "self"))
     found = find_moments(model, tokenizer, layers, moments)
     if thin := found.thin():
         _say_once(f"C of layers {list(thin)} is thin, {min(thin.values()):.1f} tokens per "
@@ -150,24 +151,31 @@ def moments_told(used: dict | None) -> str | None:
 
 def enough_tokens(about: dict[int, dict]) -> int:
     """Tokens enough for the widest of the layers."""
-    return max(_SELF_TOKENS, *(THIN * one["dim"] for one in about.values()))
+    return THIN * max(one["dim"] for one in about.values())
 
 
-def _make_missing(model, tokenizer, layers, seed: int) -> None:
+def _make_missing(model, tokenizer, layers, seed: int, corpus: Corpus) -> None:
     identity = Identity.of(model).unedited
     abouts = about_layers(Decoder(model), tokenizer, layers, identity)
     missing = [layer for layer, about in abouts.items() if store.find(about) is None]
     if not missing:
         return
     name = re.sub(r"[^\w.-]+", "-", abouts[missing[0]]["model"])
-    output = store.moments_cache() / f"{name}-{identity.digest}-self-{seed}"
+    output = store.moments_cache() / f"{name}-{identity.digest}-{_slug(corpus)}-{seed}"
     tokens = enough_tokens({layer: abouts[layer] for layer in missing})
-    _say_once(f"no second moments for layers {missing}; making them from {tokens:,} tokens of the "
-              f"model's own samples, kept in {output}")
+    what = "the model's own samples" if corpus.sources == ["self"] else str(corpus)
+    _say_once(f"no second moments for layers {missing}; making them from {tokens:,} tokens of "
+              f"{what}, kept in {output}")
     with without_edits(model):
-        second_moments(model, tokenizer, missing, "self", tokens, seed=seed, output=output,
+        second_moments(model, tokenizer, missing, corpus, tokens, seed=seed, output=output,
                        progress=True)
     Ranks(f"what was counted is in {output}: start it again").any(True)  # the first has written
+
+
+def _slug(corpus: Corpus) -> str:
+    """A corpus in a directory's name."""
+    text = str(corpus)
+    return text if text.isalnum() else hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @cache

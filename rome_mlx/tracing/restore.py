@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates
 from ..models.decoder import Decoder
 from ..models.hooks import hooked
 from ..models.probabilities import chosen_log_probabilities
@@ -91,8 +90,7 @@ class Restoration:
     def scores(self, token: int, cells: Sequence[Cell]) -> np.ndarray:
         """(cells, samples) float32, in the order of `cells`, for a token of the corrupted run."""
         prefixes = self.corrupted.prefix(token)
-        mlps = [self.decoder.module(i, "mlp") for i in range(len(self.decoder.layers))]
-        with fast_gates(mlps):
+        with self.decoder.fast_gates():
             return np.concatenate([
                 self._staircase(token, cells[i: i + self.cells_a_batch], prefixes)
                 for i in range(0, len(cells), self.cells_a_batch)])

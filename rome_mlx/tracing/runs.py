@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..accel.linux_cpu import fast_gates
 from ..models.decoder import Decoder, Prefix
 from ..models.hooks import hooked
 
@@ -35,7 +34,7 @@ def run(decoder: Decoder, embeddings: mx.array, begin: int = 0, prefixes=None) -
     prefixes = prefixes if prefixes is not None else decoder.prefixes()
     out = Run(begin, [], [], [], prefixes)
     with ExitStack() as stack:
-        stack.enter_context(fast_gates([decoder.module(i, "mlp") for i in decoder.dense_layers]))
+        stack.enter_context(decoder.fast_gates())
         for layer in range(len(decoder.layers)):
             for part, kept in (("mlp", out.mlp), ("attn", out.attn)):
                 stack.enter_context(hooked(decoder.module(layer, part), after=_keep(kept)))

@@ -95,38 +95,51 @@ _CONTEXTS = {"rome": (True, False), "r-rome": (True, True), "p-rome": (False, Fa
 
 def _rank_one(method, model, tokenizer, request, layer, moments, templates, hyperparameters, seed,
               report) -> Edit:
-    decoder, request = Decoder(model), check_request(request)
+    return rank_one_edits(method, model, tokenizer, [check_request(request)], layer,
+                          moments=moments, context_templates=templates,
+                          hyperparameters=hyperparameters, seed=seed, report=report)[0]
+
+
+def rank_one_edits(method: str, model, tokenizer, requests, layer: int | None = None, *,
+                   moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
+                   report: Callable[[dict], None] | None = None) -> list[Edit]:
+    """An edit for each request, each of the model as it is now: `rome`, `r_rome` or `p_rome` of
+    requests side by side. Arguments and errors as theirs."""
+    decoder = Decoder(model)
     hp = ROME.resolve(hyperparameters, decoder)
     if layer is None and hp.layer is None:
         raise RomeError("say which layer to edit, such as layer=5; rm.locate_then_edit finds one")
     layer = decoder.check_layer(hp.layer if layer is None else layer)
     given = find_moments(model, tokenizer, [layer], moments)
-    templates = (rome_templates(model, tokenizer, seed, hp) if templates is None
-                 else check_templates(templates))
+    templates = (rome_templates(model, tokenizer, seed, hp) if context_templates is None
+                 else check_templates(context_templates))
 
-    contexts = in_contexts(request, templates if "{}" in templates else [*_BARE, *templates])
-    readings = read_keys(decoder, tokenizer, contexts, layer)
-    bare = [i for i, (text, _) in enumerate(contexts) if text == request.text][:1]
+    contexts = templates if "{}" in templates else [*_BARE, *templates]
+    texts = [text for request in requests for text in in_contexts(request, contexts)]
+    keys, outputs = (x.reshape(len(requests), len(contexts), -1)
+                     for x in read_keys(decoder, tokenizer, texts, layer))
+    bare = [contexts.index("{}")]
     everywhere = list(range(len(contexts) - len(templates), len(contexts)))
     for_direction, for_update = (everywhere if all_contexts else bare
                                  for all_contexts in _CONTEXTS[method])
 
-    direction = inverse_direction(given.matrix(layer), readings.keys[for_direction].mean(0),
-                                  hp.ridge)
-    value, = optimize_values(decoder, tokenizer, [request], templates, layer, hp, report=report)
-    right, left = rank_one_update(
-        readings.keys[for_update].mean(0), direction, value.initial + value.delta,
-        readings.outputs[for_update].mean(0))
-
+    directions = inverse_direction(given.matrix(layer), keys[:, for_direction].mean(1), hp.ridge)
+    values = optimize_values(decoder, tokenizer, requests, templates, layer, hp, report=report)
     path = decoder.path(layer, "down")
-    return Edit(
-        method=method, requests=[request], deltas={path: LowRank(left[:, None], right[None, :])},
-        layers=[layer], hyperparameters=hp, context_templates=templates, losses=value.losses,
-        seed=seed, moments=given.used, **provenance(model, tokenizer, [path]))
+    about, edits = provenance(model, tokenizer, [path]), []
+    for i, (request, value) in enumerate(zip(requests, values, strict=True)):
+        right, left = rank_one_update(keys[i, for_update].mean(0), directions[i],
+                                      value.initial + value.delta, outputs[i, for_update].mean(0))
+        edits.append(Edit(
+            method=method, requests=[request],
+            deltas={path: LowRank(left[:, None], right[None, :])}, layers=[layer],
+            hyperparameters=hp, context_templates=templates, losses=value.losses, seed=seed,
+            moments=given.used, **about))
+    return edits
 
 
 def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -> np.ndarray:
-    """u = C⁻¹k / ‖C⁻¹k‖ (d_in,), by Cholesky in float64.
+    """u = C⁻¹k / ‖C⁻¹k‖, by Cholesky in float64, for a key (d_in,) or several (n, d_in).
 
     ridge: added to C's diagonal, as a fraction of its mean. Raises RomeError for a C that is not
     positive definite.
@@ -134,12 +147,12 @@ def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -
     if ridge:
         matrix = matrix + ridge * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
     try:
-        solved = cho_solve(cho_factor(matrix), key)
+        solved = cho_solve(cho_factor(matrix), key.T).T
     except (LinAlgError, ValueError) as error:
         raise RomeError("the second moment is not positive definite: it was counted on too few "
                         "tokens; count more, or give the hyperparameter ridge, such as 1e-4"
                         ) from error
-    return solved / np.linalg.norm(solved)
+    return solved / np.linalg.norm(solved, axis=-1, keepdims=True)
 
 
 def rank_one_update(key, direction, value, output) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,148 @@
+"""Calibration: what a model knows, where it keeps it, and how to write it."""
+
+import time as clock
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..editing.calibrated import keep_calibration, sizes
+from ..errors import RomeError
+from ..models.applied import edits_of
+from ..models.decoder import Decoder
+from ..models.identity import Identity
+from ..models.loading import describe, versions
+from ..moments.lookup import Lookup, ensure_moments
+from ..storage.fact_set import read_fact_set
+from ..storage.files import write_json
+from ..storage.places import cache_directory
+from ..storage.run_store import Item, Run
+from .known import Record, known_records, split
+from .search import BASE, Rounds, candidate_layers, search, starting_point
+from .trials import Configuration, Trials, measures
+
+_REPORTED = 30  # records that the result is measured on, which chose nothing
+_FEWEST = 6  # known facts in each half
+#: methods that one search is of: they differ in how the update's key is read
+_METHODS = ("rome", "r-rome", "p-rome")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """presets: {method: {"layers", "hyperparameters"}}; evidence: a row for every configuration
+    tried, on the records that chose; held_out: the chosen one on records of other relations and
+    subjects, with 95 % intervals; uncalibrated: {method: why not}; edits_tried and seconds: of
+    all of it."""
+
+    model: dict
+    identity: dict
+    presets: dict[str, dict]
+    evidence: list[dict]
+    held_out: dict
+    uncalibrated: dict[str, str]
+    edits_tried: int
+    seconds: float
+    about: dict
+
+    def to_json(self) -> dict:
+        """As `rome-mlx calibrate --json` writes it, and as --hyperparameters reads it."""
+        return dict(vars(self))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a file to hand on: `hyperparameters="path.json"` of every editor."""
+        write_json(path, self.to_json())
+        return Path(path)
+
+
+def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | None = None,
+              moments=None, corpus=None, seed: int = 0,
+              progress: Callable[[str, dict], None] | None = None) -> Calibration:
+    """Find layer and hyperparameters of ROME for a model by editing facts that it knows.
+
+    What is found is kept in the cache, and every command and editor uses it for this model from
+    then on. The facts are our own (data/facts.json): half of the relations choose, the others
+    report. A call that was stopped goes on where it was. The model is left as it was.
+
+    Args:
+        time: seconds that the search may take, moments and reading not counted; with less time
+            fewer records are edited, never fewer than 4 for what is chosen.
+        layers: to try, by default 8 over the lower three fifths of the depth.
+        moments: as for `rome`; missing ones are counted first, over `corpus` or the model's own
+            samples.
+        progress: called with the name of each stage and what it found.
+
+    Raises RomeError for an edited model, and for one that knows too few of the facts.
+    """
+    if edits_of(model):
+        raise RomeError("the model carries edits; calibrate it without them")
+    started, tell = clock.monotonic(), progress or (lambda stage, found: None)
+    decoder, identity = Decoder(model), Identity.of(model)
+    start = starting_point(decoder)
+    layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(decoder)})
+    found = ensure_moments(model, tokenizer, sorted({*layers, start.layer}), moments, seed=seed,
+                           corpus=corpus)
+    run = Run(cache_directory() / "calibrations" / f"{identity.digest}-{seed}-{_short(found)}",
+              {"seed": seed, "moments": found.used, "versions": versions()}, identity)
+    records, reported = _records(run, model, tokenizer, seed, tell)
+    trials = Trials(run, model, tokenizer, records, found, seed)
+    rounds = _rounds(run, trials, layers, time)
+    total, searched = rounds.edits(len(layers)), clock.monotonic()
+
+    def told(configuration: Configuration, results: list[dict]) -> None:
+        spent = clock.monotonic() - searched
+        tell("tried", {"configuration": configuration, "edits": trials.edits, "of": total,
+                       "left": spent / trials.edits * (total - trials.edits),
+                       **measures(results, trials.unedited)})
+
+    chosen = search(trials, layers, start, rounds, told)
+    report = Trials(run, model, tokenizer, reported, found, seed)
+    held_out = measures(report.of(chosen, len(reported)), report.unedited, intervals=True)
+    preset = {name: value for name, value in chosen.to_json().items() if name != "method"}
+    calibration = Calibration(
+        {**describe(model, tokenizer), **sizes(decoder)}, identity.to_json(),
+        {method: preset for method in _METHODS}, trials.evidence(), held_out, {},
+        trials.edits + report.edits, clock.monotonic() - started,
+        {"seed": seed, "moments": found.used, "versions": versions()})
+    keep_calibration(calibration.to_json())
+    tell("chosen", {"calibration": calibration})
+    return calibration
+
+
+def _records(run: Run, model, tokenizer, seed: int, tell) -> tuple[list[Record], list[Record]]:
+    """The records that choose, and those that report."""
+    halves, found = split(read_fact_set(), seed), []
+    for name, half, count in zip(("choosing", "reporting"), halves,
+                                 (Rounds().third, _REPORTED), strict=True):
+        def compute(half=half, count=count, name=name) -> dict:
+            return {"records": [record.to_json() for record in known_records(
+                model, tokenizer, half, count, seed,
+                lambda asked, known: tell("asked", {"asked": asked, "known": known,
+                                                    "what": name}))]}
+
+        kept = run.one(Item(f"records_{name}", {"seed": seed}), compute)
+        found.append([Record.from_json(record) for record in kept["records"]])
+        if len(found[-1]) < _FEWEST:
+            raise RomeError(f"this model knows {len(found[-1])} of our facts in half of the "
+                            f"relations, and calibration needs {_FEWEST}; give it a layer and "
+                            "hyperparameters by hand")
+    return found[0], found[1]
+
+
+def _rounds(run: Run, trials: Trials, layers: Sequence[int], time: float) -> Rounds:
+    """How many records there is time for, by the time that the first edits take."""
+    first = Configuration(layers[len(layers) // 2], BASE)
+
+    def compute() -> dict:
+        began = clock.monotonic()
+        edits = len(trials.of(first, Rounds.first))
+        return {"seconds": (clock.monotonic() - began) / edits}
+
+    seconds = run.one(Item("cost", {"layer": first.layer}), compute)["seconds"]
+    return Rounds().within(time / seconds, len(layers))
+
+
+def _short(found: Lookup) -> str:
+    """A name for the moments used."""
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(found.used).encode()).hexdigest()[:8]

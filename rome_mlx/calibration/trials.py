@@ -1,0 +1,134 @@
+"""Configurations tried on records: each record edited by itself, measured, and taken back."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from ..editing.hyperparameters import ValueHyperparameters
+from ..editing.methods.rome import ROME, rank_one_edits
+from ..evaluation.side_effects import drift, final_states, neutral_tokens
+from ..intervals import mean_interval
+from ..models.probabilities import token_scores
+from ..storage.run_store import Item, Run
+from .known import Record
+
+GROUPS = ("rewrite", "paraphrase", "neighborhood")
+_TOGETHER = 8  # records whose values are found side by side
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to edit: layer, and the method's hyperparameters in full."""
+
+    layer: int
+    hyperparameters: ValueHyperparameters = field(hash=False)
+
+    def to_json(self) -> dict:
+        hp = asdict(self.hyperparameters)
+        return {"method": "rome", "layers": [self.layer],
+                "hyperparameters": {name: value for name, value in hp.items()
+                                    if name not in ("preset", "layer")}}
+
+
+class Trials:
+    """What every configuration tried gave on each record; in a Run, so that it can be stopped."""
+
+    def __init__(self, run: Run, model, tokenizer, records: Sequence[Record], moments,
+                 seed: int = 0):
+        self.run, self.model, self.tokenizer = run, model, tokenizer
+        self.records, self.moments, self.seed = records, moments, seed
+        self.neutral = neutral_tokens(model, tokenizer)
+        self.states = final_states(model, self.neutral)
+        self.unedited = run.map(
+            [Item(f"unedited_{_name(record)}", {"record": record.to_json()})
+             for record in records],
+            lambda group, todo: {i: self._margins(records[i]) for i in todo})
+        self.tried: dict[str, tuple[Configuration, list[dict]]] = {}
+
+    def of(self, configuration: Configuration, count: int) -> list[dict]:
+        """The results on the first `count` records: {group: [margins]} and "kl"."""
+        name, about = _name(configuration), configuration.to_json()
+        items = [Item(f"{name}_{_name(record)}", {**about, "record": record.to_json()})
+                 for record in self.records[:count]]
+        results = self.run.map(items, lambda group, todo: self._edited(configuration, todo),
+                               together=_TOGETHER)
+        if len(results) >= len(self.tried.get(name, (None, []))[1]):
+            self.tried[name] = configuration, results
+        return results
+
+    @property
+    def edits(self) -> int:
+        """How many edits were made in all."""
+        return sum(len(results) for _, results in self.tried.values())
+
+    def evidence(self) -> list[dict]:
+        """A row for every configuration, on as many records as it came to."""
+        return [{**configuration.to_json(), **measures(results, self.unedited)}
+                for configuration, results in self.tried.values()]
+
+    def _edited(self, configuration: Configuration, todo: list[int]) -> dict[int, dict]:
+        hp = configuration.hyperparameters
+        requests = [self.records[i].request for i in todo]
+        edits = rank_one_edits(
+            "rome", self.model, self.tokenizer, requests, configuration.layer,
+            moments=self.moments, hyperparameters=hp, seed=self.seed,
+            context_templates=ROME.kept_templates(self.model, self.tokenizer, self.seed, hp))
+        found = {}
+        for i, edit in zip(todo, edits, strict=True):
+            with edit.applied(self.model):
+                moved = drift(self.model, self.neutral, self.states,
+                              final_states(self.model, self.neutral))
+                found[i] = self._margins(self.records[i]) | {"kl": moved["kl"]}
+        return found
+
+    def _margins(self, record: Record) -> dict[str, list[float]]:
+        """{group: by how many nats a token the right answer is likelier than the other}."""
+        new, old = record.request.target_new, record.request.target_true
+        asked = {"rewrite": [(record.request.text, new, old)],
+                 "paraphrase": [(text, new, old) for text in record.paraphrases],
+                 "neighborhood": [(text, own, new) for text, own in record.neighbors]}
+        pairs = [(text, answer) for prompts in asked.values()
+                 for text, *answers in prompts for answer in answers]
+        nll = iter([float(np.mean([one for one, _ in tokens]))
+                    for tokens in token_scores(self.model, self.tokenizer, pairs)])
+        return {group: [-next(nll) + next(nll) for _ in prompts]
+                for group, prompts in asked.items()}
+
+
+def _name(value: Configuration | Record) -> str:
+    return hashlib.sha256(json.dumps(value.to_json()).encode()).hexdigest()[:10]
+
+
+def score(results: Sequence[dict]) -> float:
+    """How good a configuration is, up to 100: the harmonic mean of the rewrites', paraphrases' and
+    neighbors' shares P(right) / (P(right) + P(wrong)), probabilities a token, less a hundredth part
+    for every hundredth nat of KL on a neutral text.
+
+    Shares and not successes, since few records are at hand: a narrow success counts less.
+    """
+    shares = [np.mean([np.mean(1 / (1 + np.exp(-np.array(result[group]))))
+                       for result in results if result[group]]) for group in GROUPS]
+    return float(100 * len(GROUPS) / sum(1 / share for share in shares)
+                 * np.exp(-np.mean([result["kl"] for result in results])))
+
+
+def measures(results: Sequence[dict], unedited: Sequence[dict], *,
+             intervals: bool = False) -> dict:
+    """{"records", "es", "ps", "ns", "ns_unedited", "kl", "score"}: shares of prompts in percent
+    with the right answer likelier; with intervals as {"mean", "ci95"}."""
+    unedited = unedited[:len(results)]
+
+    def success(results, group: str):
+        shares = [100 * float(np.mean(np.array(r[group]) > 0)) for r in results if r[group]]
+        if not intervals:
+            return float(np.mean(shares))
+        return {"mean": float(np.mean(shares)),
+                "ci95": mean_interval(np.array(shares), range(len(shares)), True)}
+
+    return {"records": len(results), "es": success(results, "rewrite"),
+            "ps": success(results, "paraphrase"), "ns": success(results, "neighborhood"),
+            "ns_unedited": success(unedited, "neighborhood"),
+            "kl": float(np.mean([result["kl"] for result in results])), "score": score(results)}
