@@ -20,6 +20,7 @@ from .known import Record, known_records, split
 from .search import BASE, Rounds, candidate_layers, search, starting_point
 from .trials import Configuration, Trials, measures
 
+_WORDS = ("word",)  # kinds of subject that are no entity: what they have are forms, not facts
 _REPORTED = 30  # records that the result is measured on, which chose nothing
 _FEWEST = 6  # known facts in each half
 #: methods that one search is of: they differ in how the update's key is read
@@ -109,7 +110,8 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
 
 def _records(run: Run, model, tokenizer, seed: int, tell) -> tuple[list[Record], list[Record]]:
     """The records that choose, and those that report."""
-    halves, found = split(read_fact_set(), seed), []
+    facts = [one for one in read_fact_set() if one.subject not in _WORDS]
+    halves, found = split(facts, seed), []
     for name, half, count in zip(("choosing", "reporting"), halves,
                                  (Rounds().third, _REPORTED), strict=True):
         def compute(half=half, count=count, name=name) -> dict:
