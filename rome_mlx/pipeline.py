@@ -77,7 +77,8 @@ def locate_then_edit(model, tokenizer, request: EditRequest, *,
         paraphrases, neighbors: prompts that should follow the edit, and that should not.
         layer: "auto", by `layer_to_edit`, or a number; methods of several layers edit up to it.
         method: a name, such as "rome".
-        moments: as for `rome`; missing ones are made from the model's own samples and cached.
+        moments: as for `rome`; missing ones are counted over `corpus`, as `second_moments` takes
+            it, or the model's own samples, and cached.
         hyperparameters, context_templates, seed: the editor's; samples, noise: the trace's.
         verification: False writes the edit and measures nothing.
         progress: called with the name of each stage and what it found.
@@ -87,7 +88,7 @@ def locate_then_edit(model, tokenizer, request: EditRequest, *,
 
 
 def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int | str = "auto",
-                         method: str = "rome", moments=None, hyperparameters=None,
+                         method: str = "rome", moments=None, corpus=None, hyperparameters=None,
                          context_templates=None, seed: int = 0, samples: int = 10, noise="s3",
                          verification: bool = True,
                          progress: Callable[[str, dict], None] | None = None) -> list[Result]:
@@ -118,7 +119,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
         context_templates = editor.kept_templates(model, tokenizer, seed, resolved)
     if editor.needs_moments:
         moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
-                                 moments, seed=seed)
+                                 moments, seed=seed, corpus=corpus)
     edit = editor.write(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
                         moments=moments, seed=seed, hyperparameters=resolved,
                         context_templates=context_templates,

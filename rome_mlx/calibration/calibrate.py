@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_lm.utils import get_total_parameters
+
 from ..editing.calibrated import keep_calibration, sizes
 from ..errors import RomeError
 from ..models.applied import edits_of
@@ -23,6 +25,8 @@ from .trials import Configuration, Trials, measures
 _WORDS = ("word",)  # kinds of subject that are no entity: what they have are forms, not facts
 _REPORTED = 30  # records that the result is measured on, which chose nothing
 _FEWEST = 6  # known facts in each half
+_AN_EDIT = 5000  # operations a parameter, in edit and measurement, as a large product would be fast
+_PUBLISHED = 5  # edits' time that one by the published steps takes
 #: methods that one search is of: they differ in how the update's key is read
 _METHODS = ("rome", "r-rome", "p-rome")
 
@@ -106,6 +110,12 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     keep_calibration(calibration.to_json())
     tell("chosen", {"calibration": calibration})
     return calibration
+
+
+def expected_seconds(decoder: Decoder, gflops: float) -> float:
+    """About how long a search takes, of a model on a machine of this speed, without moments."""
+    edits = Rounds().edits(8) + _REPORTED + (_PUBLISHED - 1) * Rounds.third
+    return edits * _AN_EDIT * get_total_parameters(decoder.model) / (1e9 * gflops)
 
 
 def _records(run: Run, model, tokenizer, seed: int, tell) -> tuple[list[Record], list[Record]]:

@@ -9,7 +9,15 @@ import argparse
 import re
 import sys
 
-from .common import add_model_arguments, check_file, layer_list, load_model, write_json
+from .common import (
+    add_model_arguments,
+    add_moments_arguments,
+    check_file,
+    check_moments_corpus,
+    layer_list,
+    load_model,
+    write_json,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -27,12 +35,7 @@ def add_arguments(parser) -> None:
                         help="for the search; moments come on top (default 20m)")
     parser.add_argument("--layers", type=layer_list, metavar="LIST",
                         help="to try, such as 3-8 (default: 8 over the lower three fifths)")
-    parser.add_argument("--moments", metavar="DIR",
-                        help="as rome-mlx moments wrote them, of the layers to try (default: "
-                             "shipped or cached)")
-    parser.add_argument("--corpus", nargs="+", metavar="FILE",
-                        help="text to count missing moments over (default: the model's own "
-                             "samples)")
+    add_moments_arguments(parser)
     parser.add_argument("--output", metavar="FILE", help="write the preset, to hand on")
     parser.add_argument("--json", metavar="FILE", help="write the result")
     add_model_arguments(parser)
@@ -40,37 +43,41 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from ..calibration.calibrate import calibrate
-    from ..moments.corpus import check_corpus
 
-    if args.corpus:
-        check_corpus(args.corpus)
+    check_moments_corpus(args)
     check_file(args.output)
     check_file(args.json)
     model, tokenizer = load_model(args)
     found = calibrate(model, tokenizer, time=args.time, layers=args.layers, moments=args.moments,
-                      corpus=args.corpus, seed=args.seed, progress=_tell)
+                      corpus=args.corpus, seed=args.seed, progress=_Told().tell)
     _show(found)
     if args.output:
         found.save(args.output)
-        print(f"In {args.output}, for --hyperparameters of another copy of this model.")
+        print(f"Preset in {args.output}, for --hyperparameters with another copy of it.")
     write_json(args.json, found.to_json())
     return 0
 
 
-def _tell(stage: str, found: dict) -> None:
-    if stage == "asked":
-        print(f"rome-mlx: {found['known']} facts known of {found['asked']} asked, for "
-              f"{found['what']}", file=sys.stderr)
-    elif stage == "tried":
-        if found["edits"] <= found["records"]:
-            print("edits  layer  clamp  contexts  steps    ES     PS     NS  score  left")
-        configuration = found["configuration"]
-        hp = configuration.hyperparameters
-        contexts = 1 + sum(count for count, _ in hp.context_lengths)
-        print(f"{found['edits']:>5}  {configuration.layer:>5}  {hp.clamp_norm_factor:>5.1f}  "
-              f"{contexts:>8}  {hp.v_num_grad_steps:>5}  {found['es']:>4.0f}   {found['ps']:>4.0f} "
-              f"  {found['ns']:>4.0f}  {found['score']:>5.1f}  {found['left'] / 60:.0f} min",
-              flush=True)
+class _Told:
+    """What calibration does, as a table that grows."""
+
+    def __init__(self):
+        self.headed = False
+
+    def tell(self, stage: str, found: dict) -> None:
+        if stage == "asked":
+            print(f"rome-mlx: {found['known']} facts known of {found['asked']} asked, for "
+                  f"{found['what']}", file=sys.stderr)
+        elif stage == "tried":
+            if not self.headed:
+                print("layer  clamp  contexts  steps    KL  facts   ES   PS   NS  score    left")
+                self.headed = True
+            layer, hp = found["configuration"].layer, found["configuration"].hyperparameters
+            contexts = 1 + sum(count for count, _ in hp.context_lengths)
+            print(f"{layer:>5}  {hp.clamp_norm_factor:>5.1f}  {contexts:>8}  "
+                  f"{hp.v_num_grad_steps:>5}  {hp.kl_factor:>4.2g}  {found['records']:>5}  "
+                  f"{found['es']:>3.0f}  {found['ps']:>3.0f}  {found['ns']:>3.0f}  "
+                  f"{found['score']:>5.1f}  {found['left'] / 60:>2.0f} min", flush=True)
 
 
 def _show(found) -> None:
@@ -82,4 +89,4 @@ def _show(found) -> None:
         print(f"  {words:<12} {held[name]['mean']:5.1f} {interval(name, held[name])}")
     print(f"  {'unedited':<12} {held['ns_unedited']['mean']:5.1f} of neighbors\n"
           f"{found.edits_tried} edits in {found.seconds / 60:.1f} min. Kept: edit, eval and locate "
-          "use it for this model from now on.")
+          "use it for this model.")

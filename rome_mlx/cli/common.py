@@ -6,8 +6,9 @@ from pathlib import Path
 from ..errors import RomeError
 from ..storage.files import check_writable, read_json, write_json
 
-__all__ = ["add_model_arguments", "check_file", "given_hyperparameters", "layer_list",
-                      "load_model", "noise_rule", "positive", "read_json", "seed", "write_json"]
+__all__ = ["add_model_arguments", "add_moments_arguments", "check_file", "check_moments_corpus",
+           "given_hyperparameters", "layer_list", "load_model", "noise_rule", "positive",
+           "read_json", "seed", "write_json"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trust-remote-code", action="store_true",
                        help="let the model's own code run")
     group.add_argument("--seed", type=seed, default=0, help="of everything sampled (default 0)")
+
+
+def add_moments_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--moments", metavar="DIR",
+                        help="as rome-mlx moments wrote them (default: shipped or cached)")
+    parser.add_argument("--corpus", nargs="+", metavar="FILE",
+                        help="text to count missing moments over (default: the model's own "
+                             "samples)")
+
+
+def check_moments_corpus(args) -> None:
+    """Raises RomeError where --corpus cannot be read."""
+    from ..moments.corpus import check_corpus
+
+    if args.corpus:
+        check_corpus(args.corpus)
 
 
 def load_model(args):

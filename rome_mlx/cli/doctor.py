@@ -10,6 +10,7 @@ import platform
 import shlex
 import tempfile
 import time
+from functools import cache
 
 from ..errors import RomeError
 from .common import add_model_arguments, check_file, load_model, write_json
@@ -54,12 +55,7 @@ def _device(found: dict, missing: list, args) -> None:
 
     gpu = mx.default_device() == mx.gpu
     name = mx.device_info().get("device_name", "")
-    a = mx.random.normal((_SIZE, _SIZE))
-    mx.eval(a @ a)
-    began = time.perf_counter()
-    mx.eval(a @ a)
-    speed = 2e-9 * _SIZE**3 / (time.perf_counter() - began)
-    found["device"] = f"{'GPU' if gpu else 'CPU'} {name}, {speed:.0f} GFLOP/s in float32"
+    found["device"] = f"{'GPU' if gpu else 'CPU'} {name}, {_gflops():.0f} GFLOP/s in float32"
     found["dtype"] = ("as stored" if gpu else "float32") + " unless --dtype says otherwise"
     if gpu:
         return
@@ -68,6 +64,18 @@ def _device(found: dict, missing: list, args) -> None:
         missing.append(("a fast BLAS: without one, matrix products are about 30 times slower",
                         "unset ROME_MLX_BLAS" if os.environ.get("ROME_MLX_BLAS") == "0"
                         else "pip install --force-reinstall scipy"))
+
+
+@cache
+def _gflops() -> float:
+    """How fast a large matrix product is here."""
+    import mlx.core as mx
+
+    a = mx.random.normal((_SIZE, _SIZE))
+    mx.eval(a @ a)
+    began = time.perf_counter()
+    mx.eval(a @ a)
+    return 2e-9 * _SIZE**3 / (time.perf_counter() - began)
 
 
 def _threads() -> list[str]:
@@ -115,6 +123,24 @@ def _model(found: dict, missing: list, args) -> None:
     _moments(found, missing, args, decoder, tokenizer)
 
 
+def _calibrated(decoder) -> str:
+    """What was found by calibrating this model, or what it would cost."""
+    from ..calibration.calibrate import expected_seconds
+    from ..editing.calibrated import stored_calibration
+    from ..editing.hyperparameters import preset_name
+
+    if found := stored_calibration(decoder):
+        held = found["held_out"]
+        shares = ", ".join(f"{name.upper()} {held[name]['mean']:.0f}"
+                           for name in ("es", "ps", "ns"))
+        return (f"found by calibration; on {held['records']} facts that chose nothing {shares} of "
+                f"{held['ns_unedited']:.0f}")
+    minutes = expected_seconds(decoder, _gflops()) / 60
+    shipped = preset_name(decoder)
+    return (f"{f'{shipped}, from the package' if shipped else 'none of its own, not calibrated'}; "
+            f"rome-mlx calibrate takes some {minutes:.0f} min, and moments")
+
+
 def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
     from ..editing.layer_choice import layer_to_edit, profile_decision
     from ..editing.methods import ROME
@@ -133,6 +159,7 @@ def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
     layer = choice.layer
     model = f" --model {shlex.quote(args.model)}" if args.model else ""
     found["moments"] = lines or ["none yet"]
+    found["preset"] = _calibrated(decoder)
     decision = profile_decision(decoder)
     found["layers"] = [*([] if decision else ["Decisive layer: no profile; rome-mlx locate makes "
                                               "one."]), *sentences(decision, choice)]

@@ -11,7 +11,9 @@ import time
 from ..errors import RomeError
 from .common import (
     add_model_arguments,
+    add_moments_arguments,
     check_file,
+    check_moments_corpus,
     given_hyperparameters,
     load_model,
     read_json,
@@ -42,8 +44,7 @@ def add_arguments(parser) -> None:
                         help="published, a preset such as gpt-j, or a JSON file of some of them")
     parser.add_argument("--layer", type=layer_choice, default="auto",
                         help="auto: by the trace (default), or a number")
-    parser.add_argument("--moments", metavar="DIR",
-                        help="as rome-mlx moments wrote them (default: shipped or cached)")
+    add_moments_arguments(parser)
     parser.add_argument("--paraphrase", action="append", default=[], metavar="P",
                         help="another way to ask; may be given again")
     parser.add_argument("--neighbor", action="append", default=[], metavar="P",
@@ -72,6 +73,7 @@ def run(args) -> int:
     check_requests(request for request, _, _ in cases)
     given = given_hyperparameters(args.hyperparameters, args.method)
     editor.resolve(given)  # refused before the model is read
+    check_moments_corpus(args)
     check_file(args.json)
     check_file(args.report)
     if args.save_path is not None:
@@ -118,8 +120,8 @@ def _edit(model, tokenizer, cases, args, given, hp, templates) -> list:
                   else hp.steps + 1)
     found = locate_then_edit_all(
         model, tokenizer, cases, layer=args.layer, method=args.method, moments=args.moments,
-        hyperparameters=given, context_templates=templates, seed=args.seed, progress=story.tell,
-        verification=not args.no_verify)
+        corpus=args.corpus, hyperparameters=given, context_templates=templates, seed=args.seed,
+        progress=story.tell, verification=not args.no_verify)
     for result in found:
         story.end(result)
     return found

@@ -12,7 +12,9 @@ from textwrap import wrap
 
 from .common import (
     add_model_arguments,
+    add_moments_arguments,
     check_file,
+    check_moments_corpus,
     given_hyperparameters,
     load_model,
     positive,
@@ -64,8 +66,7 @@ def _add_run_arguments(parser) -> None:
                         help="a number, or auto (default): what calibration or a preset says of "
                              "this model, else the layer that decides in it, else by depth")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE")
-    parser.add_argument("--moments", metavar="DIR",
-                        help="as rome-mlx moments wrote them (default: shipped or cached)")
+    add_moments_arguments(parser)
     parser.add_argument("--sequential", type=positive, default=1, metavar="N",
                         help="N edits follow one another before their cases are measured")
     parser.add_argument("--batch", type=positive, default=1, metavar="N",
@@ -119,6 +120,7 @@ def _run(args) -> int:
     for bad in skipped or ():
         print(f"rome-mlx: record {bad['record']} left out: {bad['reason']}", file=sys.stderr)
     references = References(args.references) if args.references else None
+    check_moments_corpus(args)
     check_file(args.json)
     check_file(args.report)
     import mlx.core as mx
@@ -128,9 +130,9 @@ def _run(args) -> int:
     model, tokenizer = load_model(args)
     summary = evaluate(
         model, tokenizer, cases, output=args.output, layer=args.layer, method=args.method,
-        hyperparameters=given, moments=args.moments, seed=args.seed, sequential=args.sequential,
-        batch=args.batch, generations=args.generations, references=references,
-        progress=sys.stderr.isatty())
+        hyperparameters=given, moments=args.moments, corpus=args.corpus, seed=args.seed,
+        sequential=args.sequential, batch=args.batch, generations=args.generations,
+        references=references, progress=sys.stderr.isatty())
     if mx.distributed.init().rank() == 0:
         print(layers_told(profile_decision(Decoder(model)), LayerChoice(**summary["layer_choice"])))
         if told := moments_told(read_json(Path(args.output) / "run.json")["moments"]):

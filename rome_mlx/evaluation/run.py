@@ -24,9 +24,10 @@ from .summary import summary_of
 
 
 def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = "auto",
-             method: str = "rome", hyperparameters=None, moments=None, seed: int = 0,
-             templates=None, sequential: int = 1, batch: int = 1, generations: int = 0,
-             references: References | None = None, progress: bool = False) -> dict:
+             method: str = "rome", hyperparameters=None, moments=None, corpus=None,
+             seed: int = 0, templates=None, sequential: int = 1, batch: int = 1,
+             generations: int = 0, references: References | None = None,
+             progress: bool = False) -> dict:
     """Edit, measure and take back every case; returns the summary, also in output/summary.json.
 
     Cases that have a file in `output` are not computed again. Under `mlx.launch` the ranks share
@@ -36,6 +37,7 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
         cases: of `read_counterfact` or `read_zsre`.
         method: a name; "none" measures the unedited model only.
         layer: "auto", by `layer_to_edit` without traces, or a number.
+        moments, corpus: as for `locate_then_edit`.
         sequential: edits that follow one another before their cases are measured.
         batch: cases written by one edit.
         generations: how many cases, from the first, have free text measured (GE, and RS where
@@ -44,8 +46,8 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
     Raises RomeError when `output` holds a run of another model or with other settings.
     """
     started, together = time.monotonic(), max(sequential, batch)
-    editing = Editing(model, tokenizer, method, layer, hyperparameters, moments, templates, seed,
-                      batch)
+    editing = Editing(model, tokenizer, method, layer, hyperparameters, moments, corpus, templates,
+                      seed, batch)
     for i in range(0, len(cases), together):
         check_requests(case.request for case in cases[i: i + together])
     measuring = Measuring(model, tokenizer, cases, generations, references, seed)
@@ -84,8 +86,8 @@ def _measured(cases, group: list[int], todo: list[int], editing: "Editing",
 class Editing:
     """How cases are edited: the method, where, and with what; `settings` says all of it."""
 
-    def __init__(self, model, tokenizer, method, layer, hyperparameters, moments, templates, seed,
-                 batch):
+    def __init__(self, model, tokenizer, method, layer, hyperparameters, moments, corpus,
+                 templates, seed, batch):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         self.editor = None if method == "none" else find_method(method)
         decoder, editor = Decoder(model), self.editor or ROME
@@ -100,7 +102,7 @@ class Editing:
         if self.editor is not None:
             if editor.needs_moments:
                 layers = [self.where] if isinstance(self.where, int) else self.where
-                found = ensure_moments(model, tokenizer, layers, moments, seed=seed)
+                found = ensure_moments(model, tokenizer, layers, moments, seed=seed, corpus=corpus)
             templates = templates or editor.kept_templates(model, tokenizer, seed, hp)
         self.options = {"moments": found, "seed": seed, "hyperparameters": hp,
                         "context_templates": templates}
