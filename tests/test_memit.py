@@ -298,7 +298,7 @@ def test_conflicting_requests_are_refused_by_name(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_layers_moments_and_models_that_do_not_fit_are_refused(method):
+def test_layers_and_moments_that_do_not_fit_are_refused(method):
     model, tokenizer = tiny_model("llama"), FakeTokenizer()
     with pytest.raises(rm.RomeError, match="rising"):
         method(model, tokenizer, REQUESTS, [2, 1], moments={})
@@ -306,8 +306,6 @@ def test_layers_moments_and_models_that_do_not_fit_are_refused(method):
         method(model, tokenizer, REQUESTS, moments={}, hyperparameters={"layers": [3, 4]})
     with pytest.raises(rm.RomeError, match="rome-mlx moments"):
         method(model, tokenizer, REQUESTS, [1, 2], moments={1: spd(48)})
-    with pytest.raises(rm.RomeError, match="norms it"):
-        method(tiny_model("gemma3_text"), tokenizer, REQUESTS, [1], moments={})
 
 
 @pytest.mark.parametrize("bad", [{"layers": []}, {"layers": [2, 1]}, {"v_lr": 0},

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
+from .before_norm import before_norm, normed
 from .edit import Edit, provenance
 from .hyperparameters import depth_layer
 from .key import in_contexts, read_keys, read_states
@@ -40,15 +41,12 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
     if layers is None:
         layers = hp.layers or method.layers_up_to(depth_layer(decoder), hp)
     layers = check_layers(decoder, layers)
-    if decoder.architecture.mlp_norm:
-        raise RomeError(f"{method.name} needs the MLP's output to be added as it is, and this "
-                        "model norms it first; use rome, r-rome or p-rome")
     given = find_moments(model, tokenizer, layers, moments)  # missing before any work, or not
     templates = (sampled_templates(model, tokenizer, seed, hp) if context_templates is None
                  else check_templates(context_templates))
-    values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, "hidden",
-                             report)
-    goal = np.stack([value.initial + value.delta for value in values])  # z, (n, dim)
+    part = "mlp" if decoder.architecture.mlp_norm else "hidden"
+    values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, part, report)
+    goal = _goal(decoder, tokenizer, requests, layers[-1], values)  # z, (n, dim)
 
     found, keys = [], {}  # edits of one layer each; the keys that they write at
     try:
@@ -56,7 +54,10 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
             path = decoder.path(layer, "down")
             keys[path] = request_keys(decoder, tokenizer, requests, templates, layer).T
             state = _states(decoder, tokenizer, requests, layers[-1])
-            residual = (goal - state) / (len(layers) - i) / decoder.residual  # Rᵀ, (n, dim)
+            residual = (goal - state) / (len(layers) - i) / decoder.residual(layer)  # Rᵀ, (n, dim)
+            if decoder.architecture.mlp_norm:
+                residual = before_norm(decoder.module(layer, "mlp_norm"),
+                                       _outputs(decoder, tokenizer, requests, layer), residual)
             update = solve(hp, given.matrix(layer), keys[path],
                            _earlier_keys(earlier, path, keys[path]))
             found.append(Edit(method.name, requests, {path: LowRank(update, residual).compact()},
@@ -98,6 +99,25 @@ def request_keys(decoder: Decoder, tokenizer, requests, templates, layer: int) -
     rows = np.concatenate([read_keys(decoder, tokenizer, part, layer).keys
                            for part in _parts(texts)])
     return np.einsum("t,ntd->nd", weights, rows.reshape(len(requests), len(templates), -1))
+
+
+def _goal(decoder: Decoder, tokenizer, requests, layer: int, values) -> np.ndarray:
+    """z (requests, dim): the block's output with δ added to the part of it that the values are of,
+    which is the MLP's output where a norm follows that."""
+    if not decoder.architecture.mlp_norm:
+        return np.stack([value.initial + value.delta for value in values])
+    norm, outputs = (decoder.module(layer, "mlp_norm"),
+                     _outputs(decoder, tokenizer, requests, layer))
+    delta = np.stack([value.delta for value in values])
+    return (_states(decoder, tokenizer, requests, layer)
+            + decoder.residual(layer) * (normed(norm, outputs + delta) - normed(norm, outputs)))
+
+
+def _outputs(decoder: Decoder, tokenizer, requests, layer: int) -> np.ndarray:
+    """m (requests, d_out): the MLP's output for the bare prompts."""
+    texts = [(request.text, request.subject_span) for request in requests]
+    return np.concatenate([read_keys(decoder, tokenizer, part, layer).outputs
+                           for part in _parts(texts)])
 
 
 def _states(decoder: Decoder, tokenizer, requests, layer: int) -> np.ndarray:

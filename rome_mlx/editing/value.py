@@ -289,4 +289,4 @@ def _edited(decoder, suffixes, layer, delta, part) -> mx.array:
     if part == "mlp" and decoder.architecture.mlp_norm:
         with hooked(decoder.module(layer, "mlp"), after=add):
             return decoder.block(layer, suffixes.inputs, suffixes.prefixes[layer])
-    return add(suffixes.outputs, 1.0 if part == "hidden" else decoder.residual)
+    return add(suffixes.outputs, 1.0 if part == "hidden" else decoder.residual(layer))

@@ -42,9 +42,10 @@ class Architecture:
     enter: Function | None = None  # embeddings to what the first layer reads
     logits: Function | None = None  # of what the head says
     window: Callable[[nn.Module, nn.Module], int | None] | None = None  # (model, layer) -> tokens
-    residual: Callable[[nn.Module], float] | None = None  # multiplies what a layer adds
+    residual: Callable[[nn.Module, nn.Module], float] | None = None  # (model, layer): multiplies
+    # what the layer adds
     parallel: str = ""  # attention and MLP both read the block's input: "always" or "by config"
-    mlp_norm: bool = False  # a norm between the MLP's output and the residual stream
+    mlp_norm: str | None = None  # an RMS norm between the MLP's output and the residual stream
     mask_array: bool = False  # attention wants its mask written out, not the word "causal"
     mixture: bool = False  # some layers are mixtures of experts, which have no one projection
     call: Callable = lambda layer, h, mask, prefix: layer(h, mask, prefix)
@@ -137,7 +138,8 @@ _COHERE = replace(_PLAIN, parallel="always",
                   logits=lambda model, logits: logits * model.args.logit_scale)
 _MINICPM = replace(
     _PLAIN, enter=lambda model, h: h * model.args.scale_emb, logits=_minicpm_logits,
-    residual=lambda model: model.args.scale_depth / model.args.num_hidden_layers**0.5)
+    residual=lambda model, layer: model.args.scale_depth / model.args.num_hidden_layers**0.5)
+_AFTER = "post_feedforward_layernorm"
 _FEED_FORWARD = replace(_PLAIN, mlp="feed_forward", down="feed_forward.down_proj")
 
 #: stem of mlx-lm's model file -> where things are
@@ -175,25 +177,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": replace(
         _PLAIN, enter=lambda model, h: h * model.args.embedding_multiplier,
         logits=lambda model, logits: logits / model.args.logits_scaling,
-        residual=lambda model: model.args.residual_multiplier),
+        residual=lambda model, layer: model.args.residual_multiplier),
     "gemma": _SCALED,
-    "gemma2": replace(_SCALED, mlp_norm=True, mask_array=True,
+    "gemma2": replace(_SCALED, mlp_norm=_AFTER, mask_array=True,
                       logits=_softcap(lambda model: model.final_logit_softcapping)),
-    "gemma3_text": replace(_PLAIN, enter=_gemma3_enter, mlp_norm=True,
+    "gemma3_text": replace(_PLAIN, enter=_gemma3_enter, mlp_norm=_AFTER,
                            window=_by_flag("self_attn.is_sliding", "model.window_size")),
     "gemma4_text": replace(
-        _SCALED, attn="self_attn.o_proj", mlp_norm=True, logits=_gemma4_logits,
+        _SCALED, attn="self_attn.o_proj", mlp_norm=_AFTER, logits=_gemma4_logits,
+        residual=lambda model, layer: layer.layer_scalar.item(),
         window=_by_flag("self_attn.is_sliding", "model.window_size"), refuse=_gemma4_refusal,
         call=lambda layer, h, mask, prefix: layer(h, mask, prefix)[0]),
-    "glm4": replace(_PLAIN, mlp_norm=True),
-    "olmo2": replace(_PLAIN, mlp_norm=True),
-    "olmo3": replace(_PLAIN, mlp_norm=True, window=lambda model, layer: (
+    "glm4": replace(_PLAIN, mlp_norm="post_mlp_layernorm"),
+    "olmo2": replace(_PLAIN, mlp_norm=_AFTER),
+    "olmo3": replace(_PLAIN, mlp_norm=_AFTER, window=lambda model, layer: (
         None if model.args.layer_types[layer.self_attn.layer_idx] == "full_attention"
         else model.args.sliding_window)),
-    "exaone4": replace(_PLAIN, mlp_norm=True,
+    "exaone4": replace(_PLAIN, mlp_norm=_AFTER,
                        window=_by_flag("self_attn.is_local", "model.window_size")),
     "muse_glimmer": replace(
-        _PLAIN, enter=lambda model, h: _rms(h, model.args.rms_norm_eps), mlp_norm=True,
+        _PLAIN, enter=lambda model, h: _rms(h, model.args.rms_norm_eps), mlp_norm=_AFTER,
         logits=_muse_logits, window=_by_flag("self_attn.is_sliding", "model.window")),
     "internlm2": replace(_FEED_FORWARD, attn="attention", down="feed_forward.w2",
                          embedding="model.tok_embeddings", head="output"),
@@ -206,7 +209,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         embedding="transformer.token_embeddings", norm="transformer.norm"),
     "plamo": replace(_PLAIN, layers="model.layers.layers", parallel="always"),
     "plamo3": replace(
-        _PLAIN, layers="model.layers.layers", attn="mixer", mlp_norm=True,
+        _PLAIN, layers="model.layers.layers", attn="mixer", mlp_norm="post_mlp_norm",
         window=lambda model, layer: (None if layer.full_attn
                                      else model.config.window_size + 1)),
     "spark2_5": replace(_PLAIN, embedding="model.embedding",
@@ -216,7 +219,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deepseek_v3": _LATENT, "glm4_moe_lite": _LATENT,
     "mistral4": replace(_MIXTURE, call=_mistral4_call),
     "bailing_moe": replace(_MIXTURE, attn="attention", embedding="model.word_embeddings"),
-    "afmoe": replace(_MIXTURE, mlp_norm=True,
+    "afmoe": replace(_MIXTURE, mlp_norm="post_mlp_layernorm",
                      enter=lambda model, h: (h * model.args.hidden_size**0.5
                                              if model.model.mup_enabled else h),
                      window=_by_flag("use_sliding", "model.sliding_window")),

@@ -108,10 +108,10 @@ class Decoder:
         """Width of the residual stream."""
         return weight_shape(self.embedding)[1]
 
-    @property
-    def residual(self) -> float:
-        """What a layer multiplies its MLP's output by when it adds it."""
-        return self.architecture.residual(self._text) if self.architecture.residual else 1.0
+    def residual(self, layer: int) -> float:
+        """What a layer multiplies its MLP's output, or the norm of it, by when it adds it."""
+        factor = self.architecture.residual
+        return factor(self._text, self.layers[layer]) if factor else 1.0
 
     @cached_property
     def dense_layers(self) -> list[int]:
@@ -127,7 +127,7 @@ class Decoder:
 
     def path(self, layer: int, part: str = "hidden") -> str:
         """Module path of what gives a layer's `hidden` state (the block itself), of its `mlp`, its
-        `attn` or its `down` projection.
+        `attn`, its `down` projection or its `mlp_norm`, where it has one.
 
         Raises RomeError for the down projection of a layer that has none to edit.
         """
