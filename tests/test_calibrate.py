@@ -13,7 +13,7 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.calibration import calibrate as calibrating
-from rome_mlx.calibration import known, search
+from rome_mlx.calibration import known, many, search, trials
 from rome_mlx.calibration.known import Record, known_records, split
 from rome_mlx.calibration.search import BASE, CHANGES, CLAMPS, Rounds, candidate_layers
 from rome_mlx.calibration.trials import Configuration, score
@@ -55,6 +55,9 @@ def quick(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "CLAMPS", (1.0,))
     monkeypatch.setattr(search, "CHANGES", ({"v_num_grad_steps": 3},))
     monkeypatch.setattr(calibrating, "_REPORTED", 8)
+    monkeypatch.setattr(trials, "neutral_tokens", lambda model, tokenizer: [list(range(9))])
+    monkeypatch.setattr(calibrating, "starting_point", lambda decoder: Configuration(
+        2, dataclasses.replace(HP, clamp_norm_factor=4.0)))
     monkeypatch.setattr(calibrating, "known_records",
                         lambda model, tokenizer, relations, count, *rest: [
                             record(i + 1000 * len(relations)) for i in range(count)])
@@ -63,8 +66,8 @@ def quick(cache, tmp_path, monkeypatch):
 
 
 def calibrated(model, corpus, **options):
-    return rm.calibrate(model, TOKENIZER, layers=[1, 2], corpus=[str(corpus)],
-                        **{"time": 1e-9, **options})
+    return rm.calibrate(model, TOKENIZER, corpus=[str(corpus)],
+                        **{"time": 1e-9, "methods": (), "layers": [1, 2], **options})
 
 
 def test_a_record_is_of_a_fact_that_two_phrasings_give(monkeypatch):
@@ -224,6 +227,38 @@ def test_what_is_found_is_kept_and_read_by_everything(quick, tmp_path):
     assert held["edits_tried"] == 8 + sum(row["records"] for row in held["evidence"])
 
 
+def test_methods_of_many_facts_are_calibrated_with_values_found_once(quick, monkeypatch):
+    model, found, told = tiny_model("llama"), [], []
+    fast = {"v_num_grad_steps": 2, "v_rule": "ball", "v_lr": 0.7}
+    monkeypatch.setattr(many, "VALUES", ({**fast, "clamp_norm_factor": 1.5},))
+    plain = many.find_values
+    monkeypatch.setattr(many, "find_values", lambda *arguments: found.append(
+        arguments[4:]) or plain(*arguments))
+    calibration = calibrated(model, quick, methods=("memit", "alphaedit"), layers=[2],
+                             progress=lambda stage, about: told.append((stage, about)))
+    assert calibration.presets.keys() >= {"rome", "memit", "alphaedit"}
+    assert len(set(found)) == len(found) < sum(stage == "tried many" for stage, _ in told)
+    rows = [row for row in calibration.evidence if row["method"] == "memit"]
+    assert {tuple(row["layers"]) for row in rows} >= {(2,), (0, 1, 2)}
+    assert {row["hyperparameters"]["update_weight"] for row in rows} >= {20, 200, 2000, 20000}
+    best = max(rows, key=lambda row: row["score"])
+    memit = find_method("memit")
+    hp = memit.resolve(None, Decoder(model))
+    assert list(hp.layers) == best["layers"] == calibration.presets["memit"]["layers"]
+    assert hp.update_weight == best["hyperparameters"]["update_weight"]
+    assert memit.layers_up_to(hp.layers[-1], hp) == best["layers"]
+
+
+def test_a_method_that_is_refused_is_listed_with_the_reason(quick, monkeypatch):
+    def refused(*arguments, **options):
+        raise RomeError("no eigenvalue is small")
+
+    monkeypatch.setattr(many, "find_values", refused)
+    found = calibrated(tiny_model("llama"), quick, methods=("emmet",), layers=[2])
+    assert found.uncalibrated == {"emmet": "no eigenvalue is small"}
+    assert "emmet" not in found.presets
+
+
 def test_a_calibration_that_was_stopped_goes_on_where_it_was(quick, monkeypatch):
     model, edited, most = tiny_model("llama"), [], [8]  # two configurations of four records
     plain = calibrating.Trials._edited
@@ -231,7 +266,7 @@ def test_a_calibration_that_was_stopped_goes_on_where_it_was(quick, monkeypatch)
     def counted(self, configuration, todo):
         if len(edited) == most[0]:
             raise KeyboardInterrupt
-        edited.extend((str(configuration), self.records[i]) for i in todo)
+        edited.extend((str(configuration), self.bench.records[i]) for i in todo)
         return plain(self, configuration, todo)
 
     monkeypatch.setattr(calibrating.Trials, "_edited", counted)
@@ -287,16 +322,20 @@ def test_the_command_tells_each_configuration_and_writes_the_preset(quick, tmp_p
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model")
     assert main(["calibrate", "--model", "model", "--corpus", "text.txt", "--time", "1s",
-                 "--layers", "1-2", "--output", "preset.json", "--json", "out.json"]) == 0
+                 "--layers", "2", "--methods", "emmet", "--output", "preset.json", "--json",
+                 "out.json"]) == 0
     said = capsys.readouterr().out
     assert all(len(line) <= 80 for line in said.splitlines()), said
     assert "layer  clamp  contexts" in said and "facts that chose nothing" in said
+    assert "emmet at 2, clamp 0.75 (adam), moment_scale 1000, ridge 0.1:" in said
     assert json.loads((tmp_path / "preset.json").read_text()) == json.loads(
         (tmp_path / "out.json").read_text())
     assert main(["edit", "--model", "model", "--prompt", "{} is in", "--subject", "Oslo",
                  "--target-new", "x", "--no-verify", "--json", "edit.json"]) == 0
     assert json.loads((tmp_path / "edit.json").read_text())["layer_choice"]["how"] == "calibration"
     assert main(["calibrate", "--model", "model", "--corpus", "nothing.txt"]) == 2
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--methods", "rome,ft"])
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("20m", 1200),

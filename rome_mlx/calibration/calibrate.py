@@ -13,14 +13,17 @@ from ..models.applied import edits_of
 from ..models.decoder import Decoder
 from ..models.identity import Identity
 from ..models.loading import describe, versions
+from ..models.weights import weight_shape
+from ..moments import store
 from ..moments.lookup import Lookup, ensure_moments
 from ..storage.fact_set import read_fact_set
 from ..storage.files import write_json
 from ..storage.places import cache_directory
 from ..storage.run_store import Item, Run
 from .known import Record, known_records, split
+from .many import METHODS, ManyConfiguration, ManyTrials, search_many
 from .search import BASE, Rounds, candidate_layers, search, starting_point
-from .trials import Configuration, Trials, measures
+from .trials import Bench, Configuration, Trials, measures
 
 _WORDS = ("word",)  # kinds of subject that are no entity: what they have are forms, not facts
 _REPORTED = 30  # records that the result is measured on, which chose nothing
@@ -28,7 +31,8 @@ _FEWEST = 6  # known facts in each half
 _AN_EDIT = 5000  # operations a parameter, in edit and measurement, as a large product would be fast
 _PUBLISHED = 5  # edits' time that one by the published steps takes
 #: methods that one search is of: they differ in how the update's key is read
-_METHODS = ("rome", "r-rome", "p-rome")
+_ONE = ("rome", "r-rome", "p-rome")
+_COUNTED, _MEMORY = 20, 3e9  # bytes that counting takes for each number of C, and at most
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Calibration:
 
 
 def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | None = None,
-              moments=None, corpus=None, seed: int = 0,
+              methods: Sequence[str] = METHODS, moments=None, corpus=None, seed: int = 0,
               progress: Callable[[str, dict], None] | None = None) -> Calibration:
     """Find layer and hyperparameters of ROME for a model by editing facts that it knows.
 
@@ -68,9 +72,10 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     report. A call that was stopped goes on where it was. The model is left as it was.
 
     Args:
-        time: seconds that the search may take, moments and reading not counted; with less time
-            fewer records are edited, never fewer than 4 for what is chosen.
+        time: seconds that the search for ROME may take, moments and reading not counted; with
+            less time fewer records are edited, never fewer than 6 for what is chosen.
         layers: to try, by default 8 over the lower three fifths of the depth.
+        methods: of many facts, to calibrate too, at the layer found.
         moments: as for `rome`; missing ones are counted first, over `corpus` or the model's own
             samples.
         progress: called with the name of each stage and what it found.
@@ -83,12 +88,12 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     decoder, identity = Decoder(model), Identity.of(model)
     start = starting_point(decoder)
     layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(decoder)})
-    found = ensure_moments(model, tokenizer, sorted({*layers, start.layer}), moments, seed=seed,
-                           corpus=corpus)
+    found = ensure_moments(model, tokenizer, _counted(decoder, {*layers, start.layer}, moments),
+                           moments, seed=seed, corpus=corpus)
     run = Run(cache_directory() / "calibrations" / f"{identity.digest}-{seed}-{_short(found)}",
               {"seed": seed, "moments": found.used, "versions": versions()}, identity)
     records, reported = _records(run, model, tokenizer, seed, tell)
-    trials = Trials(run, model, tokenizer, records, found, seed)
+    trials = Trials(Bench(run, model, tokenizer, records), found, seed)
     rounds = _rounds(run, trials, layers, time)
     total, searched = rounds.edits(len(layers)), clock.monotonic()
 
@@ -99,17 +104,48 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
                        **measures(results, trials.unedited)})
 
     chosen = search(trials, layers, start, rounds, told)
-    report = Trials(run, model, tokenizer, reported, found, seed)
+    report = Trials(Bench(run, model, tokenizer, reported), found, seed)
     held_out = measures(report.of(chosen, len(reported)), report.unedited, intervals=True)
-    preset = {name: value for name, value in chosen.to_json().items() if name != "method"}
+    many = ManyTrials(trials.bench, found, seed)
+    others, uncalibrated = _others(many, methods, chosen.layer, sorted(found.about), tell)
     calibration = Calibration(
         {**describe(model, tokenizer), **sizes(decoder)}, identity.to_json(),
-        {method: preset for method in _METHODS}, trials.evidence(), held_out, {},
+        {name: _preset(one) for name, one in {**dict.fromkeys(_ONE, chosen), **others}.items()},
+        [*trials.evidence(), *many.evidence()], held_out, uncalibrated,
         trials.edits + report.edits, clock.monotonic() - started,
         {"seed": seed, "moments": found.used, "versions": versions()})
     keep_calibration(calibration.to_json())
     tell("chosen", {"calibration": calibration})
     return calibration
+
+
+def _counted(decoder: Decoder, layers: set[int], moments) -> list[int]:
+    """Layers to have moments of: those to try and, so that methods of many layers can be tried, as
+    many of those between as there is memory for, or as the directory given has."""
+    between = [i for i in decoder.dense_layers if i <= max(layers)]
+    if isinstance(moments, str | Path):
+        between = [i for i in between if store.layer_path(moments, i).exists()]
+    elif moments is not None or _COUNTED * len(between) * max(
+            weight_shape(decoder.module(i, "down"))[1] for i in between)**2 > _MEMORY:
+        between = []
+    return sorted({*layers, *between})
+
+
+def _others(trials: ManyTrials, methods: Sequence[str], layer: int, available: list[int],
+            tell) -> tuple[dict[str, ManyConfiguration], dict[str, str]]:
+    """{method: the best configuration}, and {method: why there is none}."""
+    found, refused = {}, {}
+    for name in methods:
+        try:
+            found[name] = search_many(trials, name, layer, available, lambda one, results: tell(
+                "tried many", {"configuration": one, **measures(results, trials.bench.unedited)}))
+        except RomeError as error:
+            refused[name] = str(error)
+    return found, refused
+
+
+def _preset(chosen: Configuration | ManyConfiguration) -> dict:
+    return {name: value for name, value in chosen.to_json().items() if name != "method"}
 
 
 def expected_seconds(decoder: Decoder, gflops: float) -> float:
@@ -149,6 +185,7 @@ def _rounds(run: Run, trials: Trials, layers: Sequence[int], time: float) -> Rou
         return {"seconds": (clock.monotonic() - began) / edits}
 
     seconds = run.one(Item("cost", {"layer": first.layer}), compute)["seconds"]
+    trials.of(first, Rounds.first)  # counted among what was tried, also when read from the run
     return Rounds().within(time / seconds, len(layers))
 
 

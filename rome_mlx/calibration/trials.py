@@ -33,58 +33,24 @@ class Configuration:
                                     if name not in ("preset", "layer")}}
 
 
-class Trials:
-    """What every configuration tried gave on each record; in a Run, so that it can be stopped."""
+class Bench:
+    """Records, and what the model makes of them as it is; measurements are kept in a Run."""
 
-    def __init__(self, run: Run, model, tokenizer, records: Sequence[Record], moments,
-                 seed: int = 0):
-        self.run, self.model, self.tokenizer = run, model, tokenizer
-        self.records, self.moments, self.seed = records, moments, seed
+    def __init__(self, run: Run, model, tokenizer, records: Sequence[Record]):
+        self.run, self.model, self.tokenizer, self.records = run, model, tokenizer, records
         self.neutral = neutral_tokens(model, tokenizer)
         self.states = final_states(model, self.neutral)
         self.unedited = run.map(
-            [Item(f"unedited_{_name(record)}", {"record": record.to_json()})
+            [Item(f"unedited_{name_of(record)}", {"record": record.to_json()})
              for record in records],
-            lambda group, todo: {i: self._margins(records[i]) for i in todo})
-        self.tried: dict[str, tuple[Configuration, list[dict]]] = {}
+            lambda group, todo: {i: self.margins(records[i]) for i in todo})
 
-    def of(self, configuration: Configuration, count: int) -> list[dict]:
-        """The results on the first `count` records: {group: [margins]} and "kl"."""
-        name, about = _name(configuration), configuration.to_json()
-        items = [Item(f"{name}_{_name(record)}", {**about, "record": record.to_json()})
-                 for record in self.records[:count]]
-        results = self.run.map(items, lambda group, todo: self._edited(configuration, todo),
-                               together=_TOGETHER)
-        if len(results) >= len(self.tried.get(name, (None, []))[1]):
-            self.tried[name] = configuration, results
-        return results
+    def drift(self) -> float:
+        """KL(unedited ‖ now) in nats a token of a neutral text."""
+        return drift(self.model, self.neutral, self.states,
+                     final_states(self.model, self.neutral))["kl"]
 
-    @property
-    def edits(self) -> int:
-        """How many edits were made in all."""
-        return sum(len(results) for _, results in self.tried.values())
-
-    def evidence(self) -> list[dict]:
-        """A row for every configuration, on as many records as it came to."""
-        return [{**configuration.to_json(), **measures(results, self.unedited)}
-                for configuration, results in self.tried.values()]
-
-    def _edited(self, configuration: Configuration, todo: list[int]) -> dict[int, dict]:
-        hp = configuration.hyperparameters
-        requests = [self.records[i].request for i in todo]
-        edits = rank_one_edits(
-            "rome", self.model, self.tokenizer, requests, configuration.layer,
-            moments=self.moments, hyperparameters=hp, seed=self.seed,
-            context_templates=ROME.kept_templates(self.model, self.tokenizer, self.seed, hp))
-        found = {}
-        for i, edit in zip(todo, edits, strict=True):
-            with edit.applied(self.model):
-                moved = drift(self.model, self.neutral, self.states,
-                              final_states(self.model, self.neutral))
-                found[i] = self._margins(self.records[i]) | {"kl": moved["kl"]}
-        return found
-
-    def _margins(self, record: Record) -> dict[str, list[float]]:
+    def margins(self, record: Record) -> dict[str, list[float]]:
         """{group: by how many nats a token the right answer is likelier than the other}."""
         new, old = record.request.target_new, record.request.target_true
         asked = {"rewrite": [(record.request.text, new, old)],
@@ -98,7 +64,53 @@ class Trials:
                 for group, prompts in asked.items()}
 
 
-def _name(value: Configuration | Record) -> str:
+class Trials:
+    """What every configuration tried gave on each record of a bench."""
+
+    def __init__(self, bench: Bench, moments, seed: int = 0):
+        self.bench, self.moments, self.seed = bench, moments, seed
+        self.tried: dict[str, tuple[Configuration, list[dict]]] = {}
+
+    def of(self, configuration: Configuration, count: int) -> list[dict]:
+        """The results on the first `count` records: {group: [margins]} and "kl"."""
+        name, about = name_of(configuration), configuration.to_json()
+        items = [Item(f"{name}_{name_of(record)}", {**about, "record": record.to_json()})
+                 for record in self.bench.records[:count]]
+        results = self.bench.run.map(items, lambda group, todo: self._edited(configuration, todo),
+                               together=_TOGETHER)
+        if len(results) >= len(self.tried.get(name, (None, []))[1]):
+            self.tried[name] = configuration, results
+        return results
+
+    @property
+    def unedited(self) -> list[dict]:
+        return self.bench.unedited
+
+    @property
+    def edits(self) -> int:
+        """How many edits were made in all."""
+        return sum(len(results) for _, results in self.tried.values())
+
+    def evidence(self) -> list[dict]:
+        """A row for every configuration, on as many records as it came to."""
+        return [{**configuration.to_json(), **measures(results, self.bench.unedited)}
+                for configuration, results in self.tried.values()]
+
+    def _edited(self, configuration: Configuration, todo: list[int]) -> dict[int, dict]:
+        hp, bench = configuration.hyperparameters, self.bench
+        model, tokenizer = bench.model, bench.tokenizer
+        edits = rank_one_edits(
+            "rome", model, tokenizer, [bench.records[i].request for i in todo],
+            configuration.layer, moments=self.moments, hyperparameters=hp, seed=self.seed,
+            context_templates=ROME.kept_templates(model, tokenizer, self.seed, hp))
+        found = {}
+        for i, edit in zip(todo, edits, strict=True):
+            with edit.applied(model):
+                found[i] = bench.margins(bench.records[i]) | {"kl": bench.drift()}
+        return found
+
+
+def name_of(value: Configuration | Record) -> str:
     return hashlib.sha256(json.dumps(value.to_json()).encode()).hexdigest()[:10]
 
 

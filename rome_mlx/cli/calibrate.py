@@ -30,11 +30,24 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
+def methods(text: str) -> list[str]:
+    """argparse type: methods of many facts, or none."""
+    from ..calibration.many import METHODS
+
+    names = [] if text == "none" else text.split(",")
+    if unknown := [name for name in names if name not in METHODS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(METHODS)}")
+    return names
+
+
 def add_arguments(parser) -> None:
     parser.add_argument("--time", type=duration, default="20m", metavar="20m",
                         help="for the search; moments come on top (default 20m)")
     parser.add_argument("--layers", type=layer_list, metavar="LIST",
                         help="to try, such as 3-8 (default: 8 over the lower three fifths)")
+    parser.add_argument("--methods", type=methods, default="memit,emmet,alphaedit", metavar="LIST",
+                        help="of many facts, to calibrate beside rome, or none (default "
+                             "memit,emmet,alphaedit)")
     add_moments_arguments(parser)
     parser.add_argument("--output", metavar="FILE", help="write the preset, to hand on")
     parser.add_argument("--json", metavar="FILE", help="write the result")
@@ -49,13 +62,21 @@ def run(args) -> int:
     check_file(args.json)
     model, tokenizer = load_model(args)
     found = calibrate(model, tokenizer, time=args.time, layers=args.layers, moments=args.moments,
-                      corpus=args.corpus, seed=args.seed, progress=_Told().tell)
+                      methods=args.methods, corpus=args.corpus, seed=args.seed,
+                      progress=_Told().tell)
     _show(found)
     if args.output:
         found.save(args.output)
         print(f"Preset in {args.output}, for --hyperparameters with another copy of it.")
     write_json(args.json, found.to_json())
     return 0
+
+
+def _own(configuration) -> str:
+    """What is a method's own of its hyperparameters, in words."""
+    own = ("update_weight", "moment_scale", "ridge", "energy", "regularization")
+    hp = configuration.hyperparameters
+    return ", ".join(f"{name} {getattr(hp, name):g}" for name in own if hasattr(hp, name))
 
 
 class _Told:
@@ -78,6 +99,13 @@ class _Told:
                   f"{hp.v_num_grad_steps:>5}  {hp.kl_factor:>4.2g}  {found['records']:>5}  "
                   f"{found['es']:>3.0f}  {found['ps']:>3.0f}  {found['ns']:>3.0f}  "
                   f"{found['score']:>5.1f}  {found['left'] / 60:>2.0f} min", flush=True)
+        elif stage == "tried many":
+            one = found["configuration"]
+            print(f"{one.method} at {', '.join(map(str, one.layers))}, clamp "
+                  f"{one.hyperparameters.clamp_norm_factor:g} ({one.hyperparameters.v_rule}), "
+                  f"{_own(one)}:\n  {found['records']} facts at once, ES {found['es']:.0f}  PS "
+                  f"{found['ps']:.0f}  NS {found['ns']:.0f}  score {found['score']:.1f}",
+                  flush=True)
 
 
 def _show(found) -> None:

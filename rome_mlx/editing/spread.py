@@ -19,7 +19,7 @@ from .lowrank import LowRank
 from .method import Method
 from .requests import check_requests
 from .templates import check_templates, memit_templates
-from .value import mean_losses, optimize_values
+from .value import Value, mean_losses, optimize_values
 
 _TEXTS = 512  # rows run at once
 
@@ -30,7 +30,8 @@ Solve = Callable[[object, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None, *, moments=None,
            context_templates=None, hyperparameters=None, seed: int = 0,
-           report: Callable[[dict], None] | None = None, earlier: Sequence[Edit] = ()) -> Edit:
+           report: Callable[[dict], None] | None = None, earlier: Sequence[Edit] = (),
+           values: Sequence[Value] | None = None) -> Edit:
     """Write requests into layers, R = (z - h_L) / (layers left) at each (MEMIT paper, eq. 20).
 
     The model is left as it was. solve: a layer's keys to its update; earlier: edits whose keys
@@ -44,8 +45,8 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
     given = find_moments(model, tokenizer, layers, moments)  # missing before any work, or not
     templates = (sampled_templates(model, tokenizer, seed, hp) if context_templates is None
                  else check_templates(context_templates))
-    part = "mlp" if decoder.architecture.mlp_norm else "hidden"
-    values = optimize_values(decoder, tokenizer, requests, templates, layers[-1], hp, part, report)
+    if values is None:
+        values = find_values(decoder, tokenizer, requests, templates, layers[-1], hp, report)
     goal = _goal(decoder, tokenizer, requests, layers[-1], values)  # z, (n, dim)
 
     found, keys = [], {}  # edits of one layer each; the keys that they write at
@@ -73,6 +74,14 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
         context_templates=templates, losses=mean_losses(values), seed=seed, keys=keys,
         moments=given.used,
         **provenance(model, tokenizer, deltas))
+
+
+def find_values(decoder: Decoder, tokenizer, requests, templates, layer: int, hp,
+                report: Callable[[dict], None] | None = None) -> list[Value]:
+    """What a block should give for each request, to be spread over it and those below: a δ on its
+    output, or, where a norm follows the MLP, on the MLP's."""
+    part = "mlp" if decoder.architecture.mlp_norm else "hidden"
+    return optimize_values(decoder, tokenizer, requests, templates, layer, hp, part, report)
 
 
 def sampled_templates(model, tokenizer, seed: int, hp) -> list[str]:

@@ -48,7 +48,7 @@ PRESETS = named({
 def alphaedit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
               moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
               report: Callable[[dict], None] | None = None,
-              earlier: Sequence[Edit] = ()) -> Edit:
+              earlier: Sequence[Edit] = (), values=None) -> Edit:
     """Write many facts at once, along directions that other keys hardly use, without undoing
     earlier batches (AlphaEdit paper, section 3).
 
@@ -66,7 +66,7 @@ def alphaedit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], l
 
     edit = spread(ALPHAEDIT, solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
-                  report=report,
+                  report=report, values=values,
                   earlier=[*applied, *(e for e in earlier if not any(e is a for a in applied))])
     edit.details["null_space"] = [{"layer": layer, **space}
                                   for layer, space in zip(edit.layers, spaces, strict=True)]

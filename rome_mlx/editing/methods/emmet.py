@@ -34,7 +34,7 @@ PRESETS = named({
 
 def emmet(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
           moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
-          report: Callable[[dict], None] | None = None) -> Edit:
+          report: Callable[[dict], None] | None = None, values=None) -> Edit:
     """Write many facts at once with an equality constraint for each (EMMET paper, section 4).
 
     Arguments as for `memit`; hyperparameters: an EmmetHyperparameters, its preset's name, a
@@ -42,7 +42,7 @@ def emmet(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layer
     """
     return spread(EMMET, _solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
-                  report=report)
+                  report=report, values=values)
 
 
 def _solve(hp, matrix, keys, earlier) -> np.ndarray:

@@ -36,19 +36,20 @@ PRESETS = named({
 
 def memit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
           moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
-          report: Callable[[dict], None] | None = None) -> Edit:
+          report: Callable[[dict], None] | None = None, values=None) -> Edit:
     """Write many facts at once into several layers (MEMIT paper, section 4.3).
 
     A value z is found for each request at the output of the last layer's block; the layers, from
     the lowest, each take an equal share of what is missing. The model is left as it was.
     requests: one or many, without conflicts; layers: a number or rising numbers, by default the
     hyperparameters' own; context_templates: by default `{}` and 5 texts of the model's own;
+    values: what `spread.find_values` found for them before, with the same contexts and steps;
     moments, seed and report: as for `rome`; hyperparameters: None, "published", a preset's name,
     a dictionary or a MemitHyperparameters. Raises RomeError for anything out of range.
     """
     return spread(MEMIT, _solve, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
-                  report=report)
+                  report=report, values=values)
 
 
 def _solve(hp, matrix, keys, earlier) -> np.ndarray:
