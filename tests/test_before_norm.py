@@ -11,6 +11,7 @@ import rome_mlx as rm
 from rome_mlx.editing import spread
 from rome_mlx.editing.before_norm import before_norm, nearest, normed
 from rome_mlx.editing.key import read_states
+from rome_mlx.editing.methods import METHODS
 from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.weights import weight_shape
@@ -87,6 +88,14 @@ def test_the_residual_before_the_norm_gives_what_is_missing_after_it():
     missing = normed(norm, wanted) - normed(norm, outputs)
     found = outputs + before_norm(norm, outputs, missing)
     np.testing.assert_allclose(normed(norm, found), normed(norm, wanted), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.linalg.norm(outputs, axis=1))
+
+
+@pytest.mark.parametrize("method", FREE)
+def test_the_clamp_is_of_what_the_value_is_of(method):
+    hp = {kind: METHODS[method.__name__].resolve(None, Decoder(tiny_model(kind)))
+          for kind in ("llama", "gemma3_text")}
+    assert hp["llama"].clamp_norm_factor == 0.75 and hp["gemma3_text"].clamp_norm_factor == 4
 
 
 def written(model, method, layers, monkeypatch, **options):

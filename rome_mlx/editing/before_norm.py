@@ -19,7 +19,7 @@ def normed(norm: nn.Module, outputs: np.ndarray) -> np.ndarray:
 
 
 def before_norm(norm: nn.Module, outputs: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """R (rows, dim) float64 for which n(m + R) comes nearest to n(m) + missing.
+    """R (rows, dim) float64 for which n(m + R) comes nearest to n(m) + missing, and ‖m + R‖ = ‖m‖.
 
     outputs: m, missing: (rows, dim).
     """

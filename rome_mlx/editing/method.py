@@ -23,7 +23,8 @@ class Method:
     Edit; presets: name -> hyperparameters, the first are the published ones; templates: (model,
     tokenizer, seed, hyperparameters) -> the context templates that it samples where none are
     given; one_by_one: whether it writes one request per call; needs_moments: whether it needs C;
-    elsewhere: changes to the published hyperparameters on models that have no preset.
+    elsewhere: changes to the published hyperparameters on models that have no preset; before_norm:
+    on those of them in which a norm follows the MLP.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     one_by_one: bool = False
     needs_moments: bool = True
     elsewhere: Mapping[str, Any] = field(default_factory=dict)
+    before_norm: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def published(self):
@@ -109,7 +111,8 @@ class Method:
             return self._calibrated(calibration, decoder)
         if (name := preset_name(decoder)) in self.presets:
             return self.presets[name]
-        return dataclasses.replace(_anywhere(published), **self.elsewhere,
+        normed = self.before_norm if decoder.architecture.mlp_norm else {}
+        return dataclasses.replace(_anywhere(published), **self.elsewhere, **normed,
                                    preset=f"{published.preset}'s, for want of this model's")
 
     def _calibrated(self, calibration: Mapping, decoder: Decoder | None):

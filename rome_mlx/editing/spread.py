@@ -13,13 +13,16 @@ from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
 from .before_norm import before_norm, normed
 from .edit import Edit, provenance
-from .hyperparameters import depth_layer
+from .hyperparameters import ValueHyperparameters, depth_layer
 from .key import in_contexts, read_keys, read_states
 from .lowrank import LowRank
 from .method import Method
 from .requests import check_requests
 from .templates import check_templates, memit_templates
 from .value import Value, mean_losses, optimize_values
+
+#: where a norm follows the MLP, values are of the MLP's output, as ROME's are, and so is the clamp
+BEFORE_NORM = {"clamp_norm_factor": ValueHyperparameters.clamp_norm_factor}
 
 _TEXTS = 512  # rows run at once
 
@@ -55,10 +58,8 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
             path = decoder.path(layer, "down")
             keys[path] = request_keys(decoder, tokenizer, requests, templates, layer).T
             state = _states(decoder, tokenizer, requests, layers[-1])
-            residual = (goal - state) / (len(layers) - i) / decoder.residual(layer)  # Rᵀ, (n, dim)
-            if decoder.architecture.mlp_norm:
-                residual = before_norm(decoder.module(layer, "mlp_norm"),
-                                       _outputs(decoder, tokenizer, requests, layer), residual)
+            residual = _residual(decoder, tokenizer, requests, layer,
+                                 (goal - state) / (len(layers) - i))  # Rᵀ, (n, dim)
             update = solve(hp, given.matrix(layer), keys[path],
                            _earlier_keys(earlier, path, keys[path]))
             found.append(Edit(method.name, requests, {path: LowRank(update, residual).compact()},
@@ -111,15 +112,23 @@ def request_keys(decoder: Decoder, tokenizer, requests, templates, layer: int) -
 
 
 def _goal(decoder: Decoder, tokenizer, requests, layer: int, values) -> np.ndarray:
-    """z (requests, dim): the block's output with δ added to the part of it that the values are of,
-    which is the MLP's output where a norm follows that."""
+    """z (requests, dim): the block's output when the values' δ are added."""
     if not decoder.architecture.mlp_norm:
         return np.stack([value.initial + value.delta for value in values])
-    norm, outputs = (decoder.module(layer, "mlp_norm"),
-                     _outputs(decoder, tokenizer, requests, layer))
-    delta = np.stack([value.delta for value in values])
+    outputs, norm = _outputs(decoder, tokenizer, requests, layer), decoder.module(layer, "mlp_norm")
+    changed = outputs + np.stack([value.delta for value in values])
     return (_states(decoder, tokenizer, requests, layer)
-            + decoder.residual(layer) * (normed(norm, outputs + delta) - normed(norm, outputs)))
+            + decoder.residual(layer) * (normed(norm, changed) - normed(norm, outputs)))
+
+
+def _residual(decoder: Decoder, tokenizer, requests, layer: int, share: np.ndarray) -> np.ndarray:
+    """Rᵀ (requests, d_out): what the MLP has to say beyond what it says, for its layer to add a
+    share (requests, dim) of what is missing."""
+    share = share / decoder.residual(layer)
+    if not decoder.architecture.mlp_norm:
+        return share
+    return before_norm(decoder.module(layer, "mlp_norm"),
+                       _outputs(decoder, tokenizer, requests, layer), share)
 
 
 def _outputs(decoder: Decoder, tokenizer, requests, layer: int) -> np.ndarray:

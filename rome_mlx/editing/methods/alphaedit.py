@@ -12,7 +12,7 @@ from ...models.applied import edits_of
 from ..edit import Edit
 from ..hyperparameters import ValueHyperparameters, named
 from ..method import Method
-from ..spread import sampled_templates, spread
+from ..spread import BEFORE_NORM, sampled_templates, spread
 
 _MOST_ENERGY = 0.1  # of the keys', above which directions are no null space
 
@@ -117,4 +117,4 @@ def null_space_update(keys, earlier, basis, weight: float) -> np.ndarray:
 
 
 ALPHAEDIT = Method("alphaedit", alphaedit, PRESETS, sampled_templates,
-                   elsewhere={"threshold": None, **_BY_ENERGY})
+                   elsewhere={"threshold": None, **_BY_ENERGY}, before_norm=BEFORE_NORM)

@@ -11,7 +11,7 @@ from ...facts import EditRequest
 from ..edit import Edit
 from ..hyperparameters import ValueHyperparameters, named
 from ..method import Method
-from ..spread import sampled_templates, spread
+from ..spread import BEFORE_NORM, sampled_templates, spread
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ def equality_update(keys: np.ndarray, matrix: np.ndarray, ridge: float = 0.0) ->
                         "key; count more tokens, or raise the hyperparameter ridge") from error
 
 
-EMMET = Method("emmet", emmet, PRESETS, sampled_templates)
+EMMET = Method("emmet", emmet, PRESETS, sampled_templates, before_norm=BEFORE_NORM)

@@ -11,7 +11,7 @@ from ...facts import EditRequest
 from ..edit import Edit
 from ..hyperparameters import ValueHyperparameters, named
 from ..method import Method
-from ..spread import sampled_templates, spread
+from ..spread import BEFORE_NORM, sampled_templates, spread
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ def least_squares_update(keys: np.ndarray, matrix: np.ndarray, weight: float) ->
                         "few tokens; count more") from error
 
 
-MEMIT = Method("memit", memit, PRESETS, sampled_templates)
+MEMIT = Method("memit", memit, PRESETS, sampled_templates, before_norm=BEFORE_NORM)
