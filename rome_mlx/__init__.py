@@ -27,6 +27,7 @@ _HOMES = {
     "moments.estimator": ("Moments", "SecondMoment", "second_moments"),
     "pipeline": ("locate_then_edit",),
     "storage.fact_files": ("read_facts",),
+    "tracing.attribution": ("attribution", "attributions"),
     "tracing.average": ("AverageEffects", "average_effects"),
     "tracing.patching": ("activation_patching",),
     "tracing.trace": ("Trace", "trace"),
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from .moments.estimator import second_moments as second_moments
     from .pipeline import locate_then_edit as locate_then_edit
     from .storage.fact_files import read_facts as read_facts
+    from .tracing.attribution import attribution as attribution
+    from .tracing.attribution import attributions as attributions
     from .tracing.average import AverageEffects as AverageEffects
     from .tracing.average import average_effects as average_effects
     from .tracing.patching import activation_patching as activation_patching

@@ -7,7 +7,9 @@ and see how much of the answer returns.
 
 import os
 import sys
+from textwrap import fill
 
+from ..errors import RomeError
 from .common import (
     add_model_arguments,
     check_file,
@@ -26,6 +28,8 @@ def add_arguments(parser) -> None:
                         help="what is restored (default hidden)")
     parser.add_argument("--severed", choices=("mlp", "attn"),
                         help="hold that module's output corrupted in later layers")
+    parser.add_argument("--fast", action="store_true",
+                        help="estimate by gradients, recompute the cells that matter")
     parser.add_argument("--token-range", choices=("subject_last", "all"), default="all")
     add_corruption_arguments(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the map")
@@ -55,22 +59,30 @@ def run(args) -> int:
     from ..editing.methods import ROME
     from ..facts import Fact
     from ..models.decoder import Decoder
-    from ..tracing.trace import check_values, trace
+    from ..tracing.attribution import Estimates, checked
+    from ..tracing.trace import FactRuns, check_values
     from ..view.layers import layers_told
 
     fact = Fact(args.prompt, args.subject)
     check_values(args.kind, args.samples, args.window, args.severed)
+    if args.fast and args.severed:
+        raise RomeError(f"a path severed at {args.severed} cannot be estimated; leave out --fast")
     check_file(args.json)
     check_file(args.plot)
     model, tokenizer = load_model(args)
-    result = trace(model, tokenizer, fact, kind=args.kind, samples=args.samples,
-                   noise=args.noise, window=args.window, severed=args.severed,
-                   token_range=args.token_range, replace=args.replace,
-                   noise_seed=noise_seed(args))
+    runs = FactRuns(model, tokenizer, fact, samples=args.samples, noise=args.noise,
+                    replace=args.replace, noise_seed=noise_seed(args))
+    if args.fast:
+        found = checked(runs, Estimates(runs).trace(args.kind, args.window, args.token_range))
+        result, beside = found.trace, {"recomputed": found.to_json()}
+    else:
+        result, beside = runs.trace(args.kind, args.window, args.severed, args.token_range), {}
     choice = layer_to_edit(Decoder(model), ROME, traces=[result])
     show(result)
+    if args.fast:
+        print(fill(found.told, 79, subsequent_indent="  "))
     print(layers_told(result.decision, choice))
-    write_json(args.json, result.to_json() | {"layer_choice": choice.to_json()})
+    write_json(args.json, result.to_json() | beside | {"layer_choice": choice.to_json()})
     if args.plot:
         result.plot(args.plot)
     return 0
@@ -81,7 +93,8 @@ def show(result) -> None:
     level = "" if result.noise_level is None else f" (level {result.noise_level:.3f})"
     print(f"{result.prompt.replace('{}', result.subject)!r} → {result.answer!r}")
     print(f"  clean {result.clean_prob:.3f}, corrupted {result.corrupted_prob:.3f}, "
-          f"noise {result.noise}{level}, {result.samples} samples")
+          f"noise {result.noise}{level}, {result.samples} samples"
+          + ("" if result.exact else ", estimated"))
     for position, row in zip(result.positions, result.scores, strict=True):
         begin, end = result.subject_range
         mark = "*" if begin <= position < end else " "

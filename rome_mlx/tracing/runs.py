@@ -28,6 +28,14 @@ class Run:
         """Keys and values of the first `length` tokens, per layer."""
         return [p.upto(length) for p in self.prefixes]
 
+    def part(self, rows: slice) -> "Run":
+        """Some rows of the run."""
+        prefixes = [Prefix(p.keys, p.values) for p in self.prefixes]
+        for prefix, whole in zip(prefixes, self.prefixes, strict=True):
+            prefix.new = tuple(x[rows] for x in whole.new)
+        return Run(self.begin, *([x[rows] for x in states]
+                                 for states in (self.inputs, self.mlp, self.attn)), prefixes)
+
 
 def run(decoder: Decoder, embeddings: mx.array, begin: int = 0, prefixes=None) -> Run:
     """Run embeddings (rows, tokens, dim) of tokens from `begin` on, after `prefixes`."""

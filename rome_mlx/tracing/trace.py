@@ -1,6 +1,7 @@
 """Trace one fact: hide the subject, put one state back, see how much of the answer returns."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from ..models.tokens import encode
 from ..models.weights import weight_shape
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate, scaled_window
-from .restore import Restoration, hidden_cells, window_cells
+from .restore import Cell, Restoration, hidden_cells, window_cells
 from .runs import run
 
 KINDS = ("hidden", "mlp", "attn")
@@ -31,6 +32,8 @@ class Trace:
     P(answer) with the MLPs around each layer restored at the subject's last token, in the window
     that the rule of `decision` reads, whatever kind and window the scores are of. The rest says
     what was traced. Probabilities are fractions, recovery is in percent.
+
+    exact: whether every cell was run, or scores and deciding are estimates (`attribution`).
     """
 
     prompt: str
@@ -53,6 +56,7 @@ class Trace:
     scores: np.ndarray = field(repr=False)
     deviations: np.ndarray = field(repr=False)
     deciding: np.ndarray = field(repr=False)
+    exact: bool = True
 
     @property
     def total_effect(self) -> float:
@@ -81,7 +85,8 @@ class Trace:
     def decision(self) -> Decision:
         """The peak at the subject's last token by the one rule, and whether it is clear."""
         window = scaled_window(len(self.deciding))
-        return decide(self.deciding_effect, self.total_effect, first_candidate("mlp", window))
+        found = decide(self.deciding_effect, self.total_effect, first_candidate("mlp", window))
+        return found if self.exact else replace(found, reason=f"by an estimate, {found.reason}")
 
     @property
     def decisive_layer(self) -> int | None:
@@ -94,7 +99,7 @@ class Trace:
                  "noise_level", "answer", "clean_prob", "corrupted_prob", "input_ids", "tokens")
         return {**{name: getattr(self, name) for name in names},
                 "subject_range": list(self.subject_range), "token_range": self.token_range,
-                "positions": self.positions, "scores": self.scores.tolist(),
+                "positions": self.positions, "exact": self.exact, "scores": self.scores.tolist(),
                 "decisive_layer": self.decisive_layer, "reason": self.decision.reason}
 
     def plot(self, path):
@@ -167,25 +172,41 @@ class FactRuns:
     def trace(self, kind: str, window: int, severed: str | None,
               token_range: str | tuple[int, int]) -> Trace:
         """The trace of one kind."""
-        begin, end = self.subject
-        positions = _positions(token_range, begin, end, len(self.ids))
-        cells = hidden_cells(self.layers) if kind == "hidden" else window_cells(
-            self.layers, window)
+        positions, cells = self.positions(token_range), self.cells(kind, window)
         restoration = self._restoration(kind, severed)
-        rows = [np.tile(self.base, (self.layers, 1)) if t < begin else restoration.scores(t, cells)
-                for t in positions]
+        rows = [np.tile(self.base, (self.layers, 1)) if t < self.subject[0]
+                else restoration.scores(t, cells) for t in positions]
         found = np.stack(rows)  # (tokens, layers, samples)
-        scores = found.mean(-1)
         rule = kind == "mlp" and window == scaled_window(self.layers) and severed is None
-        if rule and end - 1 in positions:
-            self.deciding = scores[positions.index(end - 1)]
+        if rule and self.subject[1] - 1 in positions:
+            self.deciding = found.mean(-1)[positions.index(self.subject[1] - 1)]
+        return self.described(kind, severed, window, token_range, found, self.deciding)
+
+    def described(self, kind, severed, window, token_range, found: np.ndarray,
+                  deciding: np.ndarray, exact: bool = True) -> Trace:
+        """What was found (tokens, layers, samples), with all that says what it is of."""
         tokenizer, fact = self.tokenizer, self.fact
         return Trace(
             fact.prompt, fact.subject, kind, severed, window, self.samples, self.noise.rule,
             self.noise.level, tokenizer.decode([self.answer]), self.answer,
             self.clean_prob, float(self.base.mean()), self.ids,
-            [tokenizer.decode([i]) for i in self.ids], (begin, end), token_range, positions,
-            scores, found.std(-1), self.deciding)
+            [tokenizer.decode([i]) for i in self.ids], self.subject, token_range,
+            self.positions(token_range), found.mean(-1), found.std(-1), deciding, exact)
+
+    def restored(self, kind: str, window: int, position: int, layers: Sequence[int]) -> np.ndarray:
+        """(layers,) P(answer) of single cells."""
+        cells = self.cells(kind, window)
+        return self._restoration(kind, None).scores(
+            position, [cells[layer] for layer in layers]).mean(-1)
+
+    def cells(self, kind: str, window: int) -> list[Cell]:
+        """What is restored, a cell a layer."""
+        return hidden_cells(self.layers) if kind == "hidden" else window_cells(
+            self.layers, window)
+
+    def positions(self, token_range) -> list[int]:
+        """The prompt positions of a token range. Raises RomeError for one that holds none."""
+        return _positions(token_range, *self.subject, len(self.ids))
 
     @cached_property
     def base(self) -> np.ndarray:
@@ -234,6 +255,10 @@ def _positions(token_range, begin: int, end: int, tokens: int) -> list[int]:
 
 
 def _rows(decoder: Decoder, tokens: int, memory: float) -> int:
-    """How many rows fit: about six MLP-wide and eight residual-wide float arrays at once."""
-    width = 6 * weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1] + 8 * decoder.dim
-    return max(1, int(memory * 1e9 / (4 * width * max(1, tokens))))
+    """How many rows of `tokens` tokens fit into `memory` GB."""
+    return max(1, int(memory * 1e9 / (4 * numbers_a_token(decoder) * max(1, tokens))))
+
+
+def numbers_a_token(decoder: Decoder) -> int:
+    """Floats that a token takes in a block: about six MLP-wide and eight residual-wide arrays."""
+    return 6 * weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1] + 8 * decoder.dim

@@ -59,7 +59,7 @@ def _draw_map(figure, axes, trace, low: float, high: float) -> None:
     axes.set_title(_title(trace), fontsize=9)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.ax.tick_params(labelsize=7)
-    bar.ax.set_title(f"P({trace.answer.strip()})", fontsize=7, parse_math=False)
+    bar.ax.set_title(_measure(trace).replace(", ", "\n"), fontsize=7, parse_math=False)
 
 
 def plot_average(effects, path: str | Path) -> Path:
@@ -148,6 +148,10 @@ def _title(trace) -> str:
         f"restoring {_KIND_WORDS[trace.kind]} outputs{cut}")
 
 
+def _measure(trace) -> str:
+    return f"P({trace.answer.strip()})" + ("" if trace.exact else ", estimated")
+
+
 def _token_names(trace) -> list[str]:
     begin, end = trace.subject_range
     return [_visible(trace.tokens[p]) + ("*" if begin <= p < end else "")
@@ -197,7 +201,7 @@ def terminal_map(trace, width: int = 80) -> str:
         colors = "".join(f"\x1b[48;5;{shade}m{' ' * wide}" for shade in shades)
         lines.append(f"{name[-(margin - 1):]:>{margin - 1}} {colors}\x1b[0m")
     ticks = "".join(f"{i:<{5 * wide}}" for i in range(0, layers, 5 * a_cell))
-    scale = f"P({trace.answer.strip()}) {trace.corrupted_prob:.2f} to {trace.scores.max():.2f}"
+    scale = f"{_measure(trace)} {trace.corrupted_prob:.2f} to {trace.scores.max():.2f}"
     return "\n".join([*lines, (" " * margin + ticks).rstrip()[:width], scale[:width]])
 
 
