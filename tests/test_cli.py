@@ -47,6 +47,7 @@ BAD = {
     "zero samples": [*TRACE, "--samples", "0"],
     "zero window": [*TRACE, "--window", "0"],
     "severed of itself": [*TRACE, "--kind", "mlp", "--severed", "mlp"],
+    "severed and estimated": [*TRACE, "--severed", "mlp", "--fast"],
     "unparsable layers": ["moments", "--layers", "five"],
     "backward layers": ["moments", "--layers", "8-5"],
     "missing corpus": ["moments", "--layers", "1", "--corpus", "no/such/corpus.txt"],

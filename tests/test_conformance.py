@@ -175,6 +175,23 @@ def test_restoring_the_mlp_in_the_models_own_forward_gives_the_traced_score(case
     assert trace.scores[0, LAYER] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attn"])
+def test_with_little_noise_an_estimate_is_the_exact_effect(case, kind):
+    """A finite difference: to first order in the noise, of the log odds of the answer."""
+    options = dict(kind=kind, samples=1, noise=5e-4, window=2)
+    exact = rm.trace(case.model, TOKENIZER, REQUEST.fact, **options)
+    fast = rm.attribution(case.model, TOKENIZER, REQUEST.fact, **options)
+    assert exact.exact and not fast.exact and fast.positions == exact.positions
+    effect, estimate = (log_odds(t.scores) - log_odds(t.corrupted_prob) for t in (exact, fast))
+    assert np.abs(estimate - effect).max() <= 0.1 * np.abs(effect).max()
+    assert np.abs(effect).max() > 1e-5
+
+
+def log_odds(probability) -> np.ndarray:
+    probability = np.asarray(probability, np.float64)
+    return np.log(probability) - np.log1p(-probability)
+
+
 def subject_end(case) -> tuple[mx.array, int]:
     encoded = encode(TOKENIZER, REQUEST.text)
     return mx.array([encoded.ids]), encoded.range(*REQUEST.subject_span)[1] - 1
