@@ -136,23 +136,15 @@ def checked(runs: FactRuns, estimate: Trace) -> Checked:
     """Recompute the cells that matter with the exact staircase.
 
     These are the largest 3 % of the map, at least three, the largest at the subject's last token
-    with its neighbors, and of `deciding` the peak with its neighbors, until the peak stands on
-    exact cells.
+    with its neighbors, and all that the decisive layer is read from: a row of one token, too much
+    to leave to an estimate.
     """
-    scores, deciding = estimate.scores.copy(), estimate.deciding.copy()
-    chosen = _chosen(estimate)
+    scores, chosen = estimate.scores.copy(), _chosen(estimate)
     for position in sorted({position for position, _ in chosen}):
         layers = [layer for at, layer in chosen if at == position]
         scores[estimate.positions.index(position), layers] = runs.restored(
             estimate.kind, estimate.window, position, layers)
-    known: set[int] = set()
-    while wanted := _around(replace(estimate, deciding=deciding).decision.layer,
-                            runs.layers) - known:
-        layers = sorted(wanted)
-        deciding[layers] = runs.restored("mlp", scaled_window(runs.layers),
-                                         runs.subject[1] - 1, layers)
-        known |= wanted
-    trace = replace(estimate, scores=scores, deciding=deciding)
+    trace = replace(estimate, scores=scores, deciding=runs.deciding, deciding_exact=True)
     missed = np.array([abs(scores[row, layer] - estimate.scores[row, layer]) for row, layer in
                        ((estimate.positions.index(at), layer) for at, layer in chosen)])
     return Checked(trace, chosen, missed, _largest(estimate), _largest(trace))

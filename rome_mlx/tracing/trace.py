@@ -33,7 +33,8 @@ class Trace:
     that the rule of `decision` reads, whatever kind and window the scores are of. The rest says
     what was traced. Probabilities are fractions, recovery is in percent.
 
-    exact: whether every cell was run, or scores and deciding are estimates (`attribution`).
+    exact: whether every cell was run, or scores are estimates (`attribution`); deciding_exact: the
+    same of deciding.
     """
 
     prompt: str
@@ -57,6 +58,7 @@ class Trace:
     deviations: np.ndarray = field(repr=False)
     deciding: np.ndarray = field(repr=False)
     exact: bool = True
+    deciding_exact: bool = True
 
     @property
     def total_effect(self) -> float:
@@ -86,7 +88,9 @@ class Trace:
         """The peak at the subject's last token by the one rule, and whether it is clear."""
         window = scaled_window(len(self.deciding))
         found = decide(self.deciding_effect, self.total_effect, first_candidate("mlp", window))
-        return found if self.exact else replace(found, reason=f"by an estimate, {found.reason}")
+        if self.deciding_exact:
+            return found
+        return replace(found, reason=f"by an estimate, {found.reason}")
 
     @property
     def decisive_layer(self) -> int | None:
@@ -191,7 +195,7 @@ class FactRuns:
             self.noise.level, tokenizer.decode([self.answer]), self.answer,
             self.clean_prob, float(self.base.mean()), self.ids,
             [tokenizer.decode([i]) for i in self.ids], self.subject, token_range,
-            self.positions(token_range), found.mean(-1), found.std(-1), deciding, exact)
+            self.positions(token_range), found.mean(-1), found.std(-1), deciding, exact, exact)
 
     def restored(self, kind: str, window: int, position: int, layers: Sequence[int]) -> np.ndarray:
         """(layers,) P(answer) of single cells."""
