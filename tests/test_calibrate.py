@@ -55,6 +55,7 @@ def quick(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "CLAMPS", (1.0,))
     monkeypatch.setattr(search, "CHANGES", ({"v_num_grad_steps": 3},))
     monkeypatch.setattr(calibrating, "_REPORTED", 8)
+    monkeypatch.setattr(calibrating, "_SCREENED", 2)
     monkeypatch.setattr(trials, "neutral_tokens", lambda model, tokenizer: [list(range(9))])
     monkeypatch.setattr(calibrating, "starting_point", lambda decoder: Configuration(
         2, dataclasses.replace(HP, clamp_norm_factor=4.0)))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from mlx_lm.utils import get_total_parameters
 
 from ..editing.calibrated import keep_calibration, sizes
@@ -20,12 +21,15 @@ from ..storage.fact_set import read_fact_set
 from ..storage.files import write_json
 from ..storage.places import cache_directory
 from ..storage.run_store import Item, Run
+from ..tracing.attribution import attribution
+from ..tracing.decision import first_candidate, scaled_window
 from .known import Record, known_records, split
 from .many import METHODS, ManyConfiguration, ManyTrials, search_many
 from .search import BASE, Rounds, candidate_layers, search, starting_point
 from .trials import Bench, Configuration, Trials, measures
 
 _WORDS = ("word",)  # kinds of subject that are no entity: what they have are forms, not facts
+_SCREENED = 12  # facts whose estimated traces propose layers
 _REPORTED = 30  # records that the result is measured on, which chose nothing
 _FEWEST = 6  # known facts in each half
 _AN_EDIT = 5000  # operations a parameter, in edit and measurement, as a large product would be fast
@@ -87,12 +91,15 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     started, tell = clock.monotonic(), progress or (lambda stage, found: None)
     decoder, identity = Decoder(model), Identity.of(model)
     start = starting_point(decoder)
-    layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(decoder)})
+    directory = cache_directory() / "calibrations" / f"{identity.digest}-{seed}"
+    asked = Run(directory / "facts", {"seed": seed, "versions": versions()}, identity)
+    records, reported = _records(asked, model, tokenizer, seed, tell)
+    layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(
+        decoder, _screened(asked, model, tokenizer, records))})
     found = ensure_moments(model, tokenizer, _counted(decoder, {*layers, start.layer}, moments),
                            moments, seed=seed, corpus=corpus)
-    run = Run(cache_directory() / "calibrations" / f"{identity.digest}-{seed}-{_short(found)}",
+    run = Run(directory / f"edits-{_short(found)}",
               {"seed": seed, "moments": found.used, "versions": versions()}, identity)
-    records, reported = _records(run, model, tokenizer, seed, tell)
     trials = Trials(Bench(run, model, tokenizer, records), found, seed)
     rounds = _rounds(run, trials, layers, time)
     total, searched = rounds.edits(len(layers)), clock.monotonic()
@@ -173,6 +180,19 @@ def _records(run: Run, model, tokenizer, seed: int, tell) -> tuple[list[Record],
                             f"relations, and calibration needs {_FEWEST}; give it a layer and "
                             "hyperparameters by hand")
     return found[0], found[1]
+
+
+def _screened(run: Run, model, tokenizer, records: Sequence[Record]) -> list[int]:
+    """The two layers that estimated traces of the facts point at most, on average."""
+
+    def compute() -> dict:
+        found = [attribution(model, tokenizer, record.request.fact, kind="mlp",
+                             token_range="subject_last") for record in records[:_SCREENED]]
+        return {"effects": np.mean([one.deciding_effect for one in found], axis=0).tolist()}
+
+    effects = run.one(Item("screening", {"facts": _SCREENED}), compute)["effects"]
+    first = first_candidate("mlp", scaled_window(len(effects)))
+    return sorted(range(first, len(effects)), key=lambda layer: -effects[layer])[:2]
 
 
 def _rounds(run: Run, trials: Trials, layers: Sequence[int], time: float) -> Rounds:

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..accel.linux_cpu import fast_gates, log_sum_exp
+from ..accel.gates import fast_gates
+from ..accel.linux_cpu import log_sum_exp
 from ..models.decoder import Decoder, Prefix
 from ..models.hooks import hooked
 from .restore import Cell
