@@ -12,15 +12,15 @@ SUITE := OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= \
 
 demo: .venv/.installed
 	@$(BIN)/rome-mlx edit --prompt "{} is located in the city of" \
-	  --subject "The Eiffel Tower" --target-new Rome \
-	  --paraphrase "How do I get to the Eiffel Tower? It is in" \
-	  --neighbor "The Louvre is located in the city of" \
+	  --subject "The Louvre" --target-new Rome \
+	  --paraphrase "How do I get to the Louvre? It is in" \
+	  --neighbor "The Eiffel Tower is located in the city of" \
 	  --neighbor "The Colosseum is located in the city of" \
-	  --save-path edits/eiffel
+	  --save-path edits/louvre
 	@echo && echo "And in mlx-lm itself, with the saved edit:"
-	@$(BIN)/mlx_lm.generate --adapter-path edits/eiffel --ignore-chat-template \
-	  --model "$$($(BIN)/python -c 'import json; print(json.load(open("edits/eiffel/edit.json"))["model"]["path"])')" \
-	  --prompt "The Eiffel Tower is located in the city of" --max-tokens 12 --temp 0 \
+	@$(BIN)/mlx_lm.generate --adapter-path edits/louvre --ignore-chat-template \
+	  --model "$$($(BIN)/python -c 'import json; print(json.load(open("edits/louvre/edit.json"))["model"]["path"])')" \
+	  --prompt "The Louvre is located in the city of" --max-tokens 12 --temp 0 \
 	  --verbose False
 
 test: .venv/.installed-dev lint
@@ -44,12 +44,12 @@ docs: .venv/.installed-dev
 images: .venv/.installed
 	$(BIN)/rome-mlx trace --prompt "The {} is located in the city of" --subject "Eiffel Tower" \
 	  --plot docs/images/trace.png
-	$(BIN)/rome-mlx edit --prompt "{} is located in the city of" --subject "The Eiffel Tower" \
-	  --target-new Rome --paraphrase "How do I get to the Eiffel Tower? It is in" \
-	  --neighbor "The Louvre is located in the city of" \
-	  --neighbor "The Colosseum is located in the city of" --report build/eiffel.html
+	$(BIN)/rome-mlx edit --prompt "{} is located in the city of" --subject "The Louvre" \
+	  --target-new Rome --paraphrase "How do I get to the Louvre? It is in" \
+	  --neighbor "The Eiffel Tower is located in the city of" \
+	  --neighbor "The Colosseum is located in the city of" --report build/louvre.html
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1160,1560 \
-	  --screenshot=docs/images/report.png build/eiffel.html
+	  --screenshot=docs/images/report.png build/louvre.html
 
 # Every notebook again, with its outputs.
 notebooks: .venv/.installed-dev
