@@ -16,7 +16,7 @@ from ..storage.run_store import Item, Run
 from .known import Record
 
 GROUPS = ("rewrite", "paraphrase", "neighborhood")
-_TOGETHER = 8  # records whose values are found side by side
+_ROWS = 40  # contexts whose values are found side by side
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class Trials:
         name, about = name_of(configuration), configuration.to_json()
         items = [Item(f"{name}_{name_of(record)}", {**about, "record": record.to_json()})
                  for record in self.bench.records[:count]]
+        contexts = 1 + sum(n for n, _ in configuration.hyperparameters.context_lengths)
         results = self.bench.run.map(items, lambda group, todo: self._edited(configuration, todo),
-                               together=_TOGETHER)
+                                     together=max(1, _ROWS // contexts))
         if len(results) >= len(self.tried.get(name, (None, []))[1]):
             self.tried[name] = configuration, results
         return results
