@@ -162,12 +162,13 @@ def test_less_time_means_fewer_records_but_never_none():
 
 @pytest.mark.parametrize(("kind", "layers"), [("llama", 30), ("gemma3_text", 18)])
 def test_layers_to_try_lie_in_the_lower_three_fifths_and_hold_those_screened(kind, layers):
-    decoder = Decoder(tiny_model(kind, num_hidden_layers=layers))
-    chosen = candidate_layers(decoder)
+    usable = Decoder(tiny_model(kind, num_hidden_layers=layers)).dense_layers
+    chosen = candidate_layers(layers, usable)
     assert chosen == sorted(set(chosen)) and len(chosen) == 8
     assert chosen[0] == 0 and chosen[-1] <= 0.6 * layers
-    screened = candidate_layers(decoder, [layers - 1, 6])
+    screened = candidate_layers(layers, usable, [layers - 1, 6])
     assert {6, layers - 1} <= set(screened) and len(screened) <= 8
+    assert candidate_layers(layers, usable[4:6], [6]) == [4, 5]  # moments of no others are given
 
 
 def test_a_narrow_success_and_a_drift_count_less():

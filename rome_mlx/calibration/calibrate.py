@@ -94,10 +94,13 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     directory = cache_directory() / "calibrations" / f"{identity.digest}-{seed}"
     asked = Run(directory / "facts", {"seed": seed, "versions": versions()}, identity)
     records, reported = _records(asked, model, tokenizer, seed, tell)
+    usable = [i for i in decoder.dense_layers if not isinstance(moments, str | Path)
+              or store.layer_path(moments, i).exists()]
     layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(
-        decoder, _screened(asked, model, tokenizer, records))})
-    found = ensure_moments(model, tokenizer, _counted(decoder, {*layers, start.layer}, moments),
-                           moments, seed=seed, corpus=corpus)
+        len(decoder.layers), usable, _screened(asked, model, tokenizer, records))})
+    found = ensure_moments(
+        model, tokenizer, _counted(decoder, usable, {*layers, start.layer}, moments), moments,
+        seed=seed, corpus=corpus)
     run = Run(directory / f"edits-{_short(found)}",
               {"seed": seed, "moments": found.used, "versions": versions()}, identity)
     trials = Trials(Bench(run, model, tokenizer, records), found, seed)
@@ -126,14 +129,13 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     return calibration
 
 
-def _counted(decoder: Decoder, layers: set[int], moments) -> list[int]:
-    """Layers to have moments of: those to try and, so that methods of many layers can be tried, as
-    many of those between as there is memory for, or as the directory given has."""
-    between = [i for i in decoder.dense_layers if i <= max(layers)]
-    if isinstance(moments, str | Path):
-        between = [i for i in between if store.layer_path(moments, i).exists()]
-    elif moments is not None or _COUNTED * len(between) * max(
-            weight_shape(decoder.module(i, "down"))[1] for i in between)**2 > _MEMORY:
+def _counted(decoder: Decoder, usable: Sequence[int], layers: set[int], moments) -> list[int]:
+    """Layers to have moments of: those to try and, so that methods of many layers can be tried,
+    those between, where they are given or there is memory to count them."""
+    between = [i for i in usable if i <= max(layers)]
+    width = weight_shape(decoder.module(usable[0], "down"))[1]
+    given = isinstance(moments, str | Path)
+    if not given and (moments is not None or _COUNTED * len(between) * width**2 > _MEMORY):
         between = []
     return sorted({*layers, *between})
 

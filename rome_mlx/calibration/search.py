@@ -45,12 +45,12 @@ class Rounds:
                       max(6, round(self.third * share)))
 
 
-def candidate_layers(decoder: Decoder, screened: Sequence[int] = (), count: int = 8) -> list[int]:
+def candidate_layers(layers: int, usable: Sequence[int], screened: Sequence[int] = (),
+                     count: int = 8) -> list[int]:
     """Layers to try: those that screening points at, and others over the lower three fifths of the
-    depth, `count` in all or fewer; dense ones."""
-    dense = [i for i in decoder.dense_layers if i <= 0.6 * len(decoder.layers)] \
-        or decoder.dense_layers[:1]
-    chosen = [layer for layer in screened if layer in decoder.dense_layers][:2]
+    depth, `count` in all or fewer. layers: of the model; usable: those that can be edited."""
+    dense = [i for i in usable if i <= 0.6 * layers] or usable[:1]
+    chosen = [layer for layer in screened if layer in usable][:2]
     free = max(1, count - len(chosen))
     spread = [dense[round(i * (len(dense) - 1) / max(1, free - 1))] for i in range(free)]
     return sorted({*chosen, *spread})
