@@ -95,7 +95,7 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     asked = Run(directory / "facts", {"seed": seed, "versions": versions()}, identity)
     records, reported = _records(asked, model, tokenizer, seed, tell)
     usable = [i for i in decoder.dense_layers if not isinstance(moments, str | Path)
-              or store.layer_path(moments, i).exists()]
+              or store.layer_path(moments, i).exists()] or decoder.dense_layers
     layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(
         len(decoder.layers), usable, _screened(asked, model, tokenizer, records))})
     found = ensure_moments(
