@@ -2,6 +2,7 @@
 
 import json
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ FACT = rm.Fact("ab {} cd", "xyz")  # the subject's tokens are [3, 6) of 9
 LITTLE = 5e-4  # noise in which a second order is a hundredth of the first
 
 
-def estimated(model, **options):
-    return rm.attribution(model, TOKENIZER, FACT, **{"samples": 2, "noise": "0.5", **options})
+def estimated(model, fact=FACT, **options):
+    return rm.attribution(model, TOKENIZER, fact, **{"samples": 2, "noise": "0.5", **options})
 
 
 def effects(trace) -> np.ndarray:
@@ -36,10 +37,10 @@ def effects(trace) -> np.ndarray:
     return logit(trace.scores.astype(np.float64)) - logit(trace.corrupted_prob)
 
 
-def direct(model, kind: str, window: int) -> np.ndarray:
+def direct(model, kind: str, window: int, fact=FACT) -> np.ndarray:
     """The same from whole runs of the model, one a cell, with little noise."""
-    encoded = encode(TOKENIZER, FACT.text)
-    begin, end = encoded.range(*FACT.subject_span)
+    encoded = encode(TOKENIZER, fact.text)
+    begin, end = encoded.range(*fact.subject_span)
     noise = np.random.RandomState(1).randn(1, end - begin, Decoder(model).dim) * LITTLE
     runs = Traced(model, encoded.ids, begin, noise, False)
     corrupted = runs.probability(runs.corrupted_logits).astype(np.float64)
@@ -58,6 +59,16 @@ def test_estimates_are_finite_differences_of_direct_runs(model_type, kind, windo
     model = tiny_model(model_type)
     found = estimated(model, kind=kind, window=window, samples=1, noise=LITTLE)
     assert apart(effects(found), direct(model, kind, window)) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attn"])
+@pytest.mark.parametrize("fact", [rm.Fact("{} cd", "xyz"), rm.Fact("ab {}", "xyz"),
+                                  rm.Fact("{}", "xy"), rm.Fact("{}", "x")], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
+def test_a_subject_anywhere_gives_finite_differences(model_type, fact, kind):
+    model = tiny_model(model_type)
+    found = estimated(model, fact, kind=kind, window=2, samples=1, noise=LITTLE)
+    assert apart(effects(found), direct(model, kind, 2, fact)) < 0.05
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attn"])
@@ -85,6 +96,13 @@ def test_a_4_bit_model_is_estimated_as_it_is():
     nn.quantize(model, group_size=32, bits=4)
     found = estimated(model, kind="mlp", window=2, samples=1, noise=LITTLE)
     assert apart(effects(found), direct(model, "mlp", 2)) < 0.05
+
+
+def test_a_bfloat16_model_is_estimated_too():
+    model = tiny_model("llama")
+    wide = estimated(model, kind="mlp", window=2).scores
+    model.set_dtype(mx.bfloat16)
+    np.testing.assert_allclose(estimated(model, kind="mlp", window=2).scores, wide, atol=0.1)
 
 
 def test_all_kinds_come_from_one_backward_pass(monkeypatch):
