@@ -104,18 +104,18 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     run = Run(directory / f"edits-{_short(found)}",
               {"seed": seed, "moments": found.used, "versions": versions()}, identity)
     trials = Trials(Bench(run, model, tokenizer, records), found, seed)
-    rounds = _rounds(run, trials, layers, time)
-    total, searched = rounds.edits(len(layers)), clock.monotonic()
+    an_edit = _seconds(run, trials, layers)
+    rounds = Rounds().within(time / an_edit, len(layers))
 
     def told(configuration: Configuration, results: list[dict]) -> None:
-        spent = clock.monotonic() - searched
-        tell("tried", {"configuration": configuration, "edits": trials.edits, "of": total,
-                       "left": spent / trials.edits * (total - trials.edits),
-                       **measures(results, trials.unedited)})
+        left = an_edit * (rounds.edits(len(layers)) - trials.edits + _REPORTED)
+        tell("tried", {"configuration": configuration, "edits": trials.edits, "left": left,
+                       **measures(results, trials.bench.unedited)})
 
     chosen = search(trials, layers, start, rounds, told)
     report = Trials(Bench(run, model, tokenizer, reported), found, seed)
-    held_out = measures(report.of(chosen, len(reported)), report.unedited, intervals=True)
+    held_out = measures(report.of(chosen, len(reported)), report.bench.unedited,
+                        intervals=True)
     many = ManyTrials(trials.bench, found, seed)
     others, uncalibrated = _others(many, methods, chosen.layer, sorted(found.about), tell)
     calibration = Calibration(
@@ -197,8 +197,8 @@ def _screened(run: Run, model, tokenizer, records: Sequence[Record]) -> list[int
     return sorted(range(first, len(effects)), key=lambda layer: -effects[layer])[:2]
 
 
-def _rounds(run: Run, trials: Trials, layers: Sequence[int], time: float) -> Rounds:
-    """How many records there is time for, by the time that the first edits take."""
+def _seconds(run: Run, trials: Trials, layers: Sequence[int]) -> float:
+    """Of an edit and its measurement, by the first of them, also where those were made before."""
     first = Configuration(layers[len(layers) // 2], BASE)
 
     def compute() -> dict:
@@ -208,7 +208,7 @@ def _rounds(run: Run, trials: Trials, layers: Sequence[int], time: float) -> Rou
 
     seconds = run.one(Item("cost", {"layer": first.layer}), compute)["seconds"]
     trials.of(first, Rounds.first)  # counted among what was tried, also when read from the run
-    return Rounds().within(time / seconds, len(layers))
+    return seconds
 
 
 def _short(found: Lookup) -> str:

@@ -84,10 +84,6 @@ class Trials:
         return results
 
     @property
-    def unedited(self) -> list[dict]:
-        return self.bench.unedited
-
-    @property
     def edits(self) -> int:
         """How many edits were made in all."""
         return sum(len(results) for _, results in self.tried.values())
