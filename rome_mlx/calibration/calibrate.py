@@ -1,5 +1,7 @@
 """Calibration: what a model knows, where it keeps it, and how to write it."""
 
+import hashlib
+import json
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from ..models.identity import Identity
 from ..models.loading import describe, versions
 from ..models.weights import weight_shape
 from ..moments import store
-from ..moments.lookup import Lookup, ensure_moments
+from ..moments.lookup import ensure_moments
 from ..storage.fact_set import read_fact_set
 from ..storage.files import write_json
 from ..storage.places import cache_directory
@@ -91,8 +93,8 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     started, tell = clock.monotonic(), progress or (lambda stage, found: None)
     decoder, identity = Decoder(model), Identity.of(model)
     start = starting_point(decoder)
-    directory = cache_directory() / "calibrations" / f"{identity.digest}-{seed}"
-    asked = Run(directory / "facts", {"seed": seed, "versions": versions()}, identity)
+    about = {"seed": seed, "versions": versions()}
+    asked = _run(identity, "facts", about)
     records, reported = _records(asked, model, tokenizer, seed, tell)
     usable = [i for i in decoder.dense_layers if not isinstance(moments, str | Path)
               or store.layer_path(moments, i).exists()] or decoder.dense_layers
@@ -101,8 +103,8 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     found = ensure_moments(
         model, tokenizer, _counted(decoder, usable, {*layers, start.layer}, moments), moments,
         seed=seed, corpus=corpus)
-    run = Run(directory / f"edits-{_short(found)}",
-              {"seed": seed, "moments": found.used, "versions": versions()}, identity)
+    about["moments"] = found.used
+    run = _run(identity, "edits", about)
     trials = Trials(Bench(run, model, tokenizer, records), found, seed)
     an_edit = _seconds(run, trials, layers)
     rounds = Rounds().within(time / an_edit, len(layers))
@@ -122,11 +124,17 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
         {**describe(model, tokenizer), **sizes(decoder)}, identity.to_json(),
         {name: _preset(one) for name, one in {**dict.fromkeys(_ONE, chosen), **others}.items()},
         [*trials.evidence(), *many.evidence()], held_out, uncalibrated,
-        trials.edits + report.edits, clock.monotonic() - started,
-        {"seed": seed, "moments": found.used, "versions": versions()})
+        trials.edits + report.edits, clock.monotonic() - started, about)
     keep_calibration(calibration.to_json())
     tell("chosen", {"calibration": calibration})
     return calibration
+
+
+def _run(identity: Identity, what: str, about: dict) -> Run:
+    """Where the cache keeps what was done before the same way."""
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
+    return Run(cache_directory() / "calibrations" / identity.digest / f"{what}-{name}", about,
+               identity)
 
 
 def _counted(decoder: Decoder, usable: Sequence[int], layers: set[int], moments) -> list[int]:
@@ -209,11 +217,3 @@ def _seconds(run: Run, trials: Trials, layers: Sequence[int]) -> float:
     seconds = run.one(Item("cost", {"layer": first.layer}), compute)["seconds"]
     trials.of(first, Rounds.first)  # counted among what was tried, also when read from the run
     return seconds
-
-
-def _short(found: Lookup) -> str:
-    """A name for the moments used."""
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(found.used).encode()).hexdigest()[:8]
