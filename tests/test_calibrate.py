@@ -16,7 +16,7 @@ from rome_mlx.calibration import calibrate as calibrating
 from rome_mlx.calibration import known, many, search, trials
 from rome_mlx.calibration.known import Record, known_records, split
 from rome_mlx.calibration.search import BASE, CHANGES, CLAMPS, Rounds, candidate_layers
-from rome_mlx.calibration.trials import Configuration, score
+from rome_mlx.calibration.trials import GROUPS, Configuration, measures, score
 from rome_mlx.cli import main
 from rome_mlx.cli.calibrate import duration
 from rome_mlx.editing.layer_choice import layer_to_edit
@@ -112,6 +112,11 @@ def test_what_chooses_does_not_report():
     assert [one.name for one in first] != [one.name for one in split(relations, 1)[0]]
 
 
+def result(nll, margin, kl=0.0, **others) -> dict:
+    """Of one prompt in each group: the right answer's NLL, and how much larger the other's is."""
+    return {name: [[nll, nll + margin]] for name in GROUPS} | {"kl": kl} | others
+
+
 class FakeTrials:
     """Trials whose score is a function of the configuration; counts edits as Trials does."""
 
@@ -125,9 +130,7 @@ class FakeTrials:
     def of(self, configuration, count):
         key = json.dumps(configuration.to_json())
         self.counts[key] = max(count, self.counts.get(key, 0))
-        margin = self.quality(configuration)
-        return [{"rewrite": [margin], "paraphrase": [margin], "neighborhood": [margin],
-                 "kl": 0.0}] * count
+        return [result(0.2, self.quality(configuration))] * count
 
 
 def test_the_search_ends_with_the_best_layer_clamp_and_change():
@@ -171,18 +174,18 @@ def test_layers_to_try_lie_in_the_lower_three_fifths_and_hold_those_screened(kin
     assert candidate_layers(layers, usable[4:6], [6]) == [4, 5]  # moments of no others are given
 
 
-def test_a_narrow_success_and_a_drift_count_less():
-    def result(margin, kl=0.0, **others):
-        return {name: [margin] for name in ("rewrite", "paraphrase", "neighborhood")} | {
-            "kl": kl} | others
-
-    assert score([result(0.0)]) == pytest.approx(50)
-    assert score([result(9.0)]) == pytest.approx(100, abs=0.1)
-    assert 50 < score([result(1.0)]) < 75
-    assert score([result(9.0, kl=0.01)]) == pytest.approx(99, abs=0.1)
-    assert score([result(2.0), result(2.0, neighborhood=[])]) == pytest.approx(
-        score([result(2.0)]))
-    assert score([result(9.0, paraphrase=[-9.0])]) < 1
+def test_a_narrow_success_an_unsaid_answer_and_a_drift_count_less():
+    assert score([result(0.0, 0.0)]) == pytest.approx(60)  # of 1, ½ and ½
+    assert score([result(0.0, 9.0)]) == pytest.approx(100, abs=0.1)
+    assert 60 < score([result(0.0, 1.0)]) < 85
+    assert score([result(np.log(4), 9.0)]) == pytest.approx(50, abs=0.1)  # said once in four times
+    assert score([result(0.0, 9.0, kl=0.01)]) == pytest.approx(99, abs=0.1)
+    assert score([result(1.0, 2.0), result(1.0, 2.0, neighborhood=[])]) == pytest.approx(
+        score([result(1.0, 2.0)]))
+    assert score([result(0.0, 9.0, paraphrase=[[9.0, 0.0]])]) < 1
+    found = measures([result(np.log(4), 1.0), result(np.log(4), -1.0)], [result(0.0, 1.0)] * 2)
+    assert (found["es"], found["ns"], found["ns_unedited"]) == (50, 50, 100)
+    assert found["said"] == pytest.approx(25)
 
 
 @pytest.mark.parametrize("method", ["rome", "r-rome", "p-rome"])

@@ -106,7 +106,7 @@ def test_published_hyperparameters_do_not_bring_their_models_layer(default_model
     ("rome", 5), ("memit", [4, 5, 6]), ("emmet", [6]), ("alphaedit", [4, 5, 6]), ("none", 5)])
 def test_a_benchmark_edits_the_default_model_where_the_methods_preset_says(
         method, layers, default_model):
-    editing = Editing(*default_model, method, "auto", None, None, ["{}"], 0, 1)
+    editing = Editing(*default_model, method, "auto", None, None, None, ["{}"], 0, 1)
     assert editing.where == layers
 
 

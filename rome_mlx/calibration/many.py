@@ -55,7 +55,7 @@ class ManyTrials:
         self.tried: dict[str, tuple[ManyConfiguration, list[dict]]] = {}
 
     def of(self, configuration: ManyConfiguration) -> list[dict]:
-        """{group: [margins]} and "kl" of every record."""
+        """{group: [[NLL, NLL]]} and "kl" of every record."""
         name, about = name_of(configuration), configuration.to_json()
         records = self.bench.records
         items = [Item(f"{name}_{name_of(record)}", {
@@ -87,7 +87,7 @@ class ManyTrials:
                             hyperparameters=hp, seed=self.seed, values=self.values[key])
         with edit.applied(model):
             moved = bench.drift()
-            return {i: bench.margins(bench.records[i]) | {"kl": moved} for i in todo}
+            return {i: bench.answers(bench.records[i]) | {"kl": moved} for i in todo}
 
 
 def search_many(trials: ManyTrials, name: str, layer: int, available: Sequence[int],

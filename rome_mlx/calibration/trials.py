@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -43,15 +43,15 @@ class Bench:
         self.unedited = run.map(
             [Item(f"unedited_{name_of(record)}", {"record": record.to_json()})
              for record in records],
-            lambda group, todo: {i: self.margins(records[i]) for i in todo})
+            lambda group, todo: {i: self.answers(records[i]) for i in todo})
 
     def drift(self) -> float:
         """KL(unedited ‖ now) in nats a token of a neutral text."""
         return drift(self.model, self.neutral, self.states,
                      final_states(self.model, self.neutral))["kl"]
 
-    def margins(self, record: Record) -> dict[str, list[float]]:
-        """{group: by how many nats a token the right answer is likelier than the other}."""
+    def answers(self, record: Record) -> dict[str, list[list[float]]]:
+        """{group: [[NLL a token of the right answer, of the other] of each prompt]}."""
         new, old = record.request.target_new, record.request.target_true
         asked = {"rewrite": [(record.request.text, new, old)],
                  "paraphrase": [(text, new, old) for text in record.paraphrases],
@@ -60,7 +60,7 @@ class Bench:
                  for text, *answers in prompts for answer in answers]
         nll = iter([float(np.mean([one for one, _ in tokens]))
                     for tokens in token_scores(self.model, self.tokenizer, pairs)])
-        return {group: [-next(nll) + next(nll) for _ in prompts]
+        return {group: [[next(nll), next(nll)] for _ in prompts]
                 for group, prompts in asked.items()}
 
 
@@ -72,7 +72,7 @@ class Trials:
         self.tried: dict[str, tuple[Configuration, list[dict]]] = {}
 
     def of(self, configuration: Configuration, count: int) -> list[dict]:
-        """The results on the first `count` records: {group: [margins]} and "kl"."""
+        """The results on the first `count` records: {group: [[NLL, NLL]]} and "kl"."""
         name, about = name_of(configuration), configuration.to_json()
         items = [Item(f"{name}_{name_of(record)}", {**about, "record": record.to_json()})
                  for record in self.bench.records[:count]]
@@ -103,7 +103,7 @@ class Trials:
         found = {}
         for i, edit in zip(todo, edits, strict=True):
             with edit.applied(model):
-                found[i] = bench.margins(bench.records[i]) | {"kl": bench.drift()}
+                found[i] = bench.answers(bench.records[i]) | {"kl": bench.drift()}
         return found
 
 
@@ -112,26 +112,33 @@ def name_of(value: Configuration | Record) -> str:
 
 
 def score(results: Sequence[dict]) -> float:
-    """How good a configuration is, up to 100: the harmonic mean of the rewrites', paraphrases' and
-    neighbors' shares P(right) / (P(right) + P(wrong)), probabilities a token, less a hundredth part
-    for every hundredth nat of KL on a neutral text.
+    """How good a configuration is, up to 100: a harmonic mean, less a hundredth part for every
+    hundredth nat of KL on a neutral text.
 
-    Shares and not successes, since few records are at hand: a narrow success counts less.
+    Of rewrites it takes P(right), that the model says it; of paraphrases and neighbors, which may
+    go on in many ways, P(right) / (P(right) + P(wrong)); probabilities a token. Not successes:
+    few records are at hand, and a narrow success counts less.
     """
-    shares = [np.mean([np.mean(1 / (1 + np.exp(-np.array(result[group]))))
-                       for result in results if result[group]]) for group in GROUPS]
+    def mean(group: str, share: Callable[[np.ndarray], np.ndarray]) -> float:
+        return float(np.mean([share(np.exp(-np.array(result[group]))).mean()
+                              for result in results if result[group]]))
+
+    shares = [mean("rewrite", lambda p: p[:, 0]),
+              *(mean(group, lambda p: p[:, 0] / p.sum(axis=1)) for group in GROUPS[1:])]
     return float(100 * len(GROUPS) / sum(1 / share for share in shares)
                  * np.exp(-np.mean([result["kl"] for result in results])))
 
 
 def measures(results: Sequence[dict], unedited: Sequence[dict], *,
              intervals: bool = False) -> dict:
-    """{"records", "es", "ps", "ns", "ns_unedited", "kl", "score"}: shares of prompts in percent
-    with the right answer likelier; with intervals as {"mean", "ci95"}."""
+    """{"records", "es", "ps", "ns", "ns_unedited", "said", "kl", "score"}: shares of prompts in
+    percent with the right answer likelier, with intervals as {"mean", "ci95"}; said: P(right) of
+    rewrites, in percent."""
     unedited = unedited[:len(results)]
 
     def success(results, group: str):
-        shares = [100 * float(np.mean(np.array(r[group]) > 0)) for r in results if r[group]]
+        shares = [100 * float(np.mean([right < wrong for right, wrong in r[group]]))
+                  for r in results if r[group]]
         if not intervals:
             return float(np.mean(shares))
         return {"mean": float(np.mean(shares)),
@@ -140,4 +147,5 @@ def measures(results: Sequence[dict], unedited: Sequence[dict], *,
     return {"records": len(results), "es": success(results, "rewrite"),
             "ps": success(results, "paraphrase"), "ns": success(results, "neighborhood"),
             "ns_unedited": success(unedited, "neighborhood"),
+            "said": 100 * float(np.mean([np.exp(-r["rewrite"][0][0]) for r in results])),
             "kl": float(np.mean([result["kl"] for result in results])), "score": score(results)}

@@ -91,13 +91,14 @@ class _Told:
                   f"{found['what']}", file=sys.stderr)
         elif stage == "tried":
             if not self.headed:
-                print("layer  clamp  contexts  steps    KL  facts   ES   PS   NS  score    left")
+                print("layer  clamp  contexts  steps    KL  facts  said   ES   PS   NS  score    left")
                 self.headed = True
             layer, hp = found["configuration"].layer, found["configuration"].hyperparameters
             contexts = 1 + sum(count for count, _ in hp.context_lengths)
             print(f"{layer:>5}  {hp.clamp_norm_factor:>5.1f}  {contexts:>8}  "
                   f"{hp.v_num_grad_steps:>5}  {hp.kl_factor:>4.2g}  {found['records']:>5}  "
-                  f"{found['es']:>3.0f}  {found['ps']:>3.0f}  {found['ns']:>3.0f}  "
+                  f"{found['said']:>4.0f}  {found['es']:>3.0f}  {found['ps']:>3.0f}  "
+                  f"{found['ns']:>3.0f}  "
                   f"{found['score']:>5.1f}  {found['left'] / 60:>2.0f} min", flush=True)
         elif stage == "tried many":
             one = found["configuration"]
