@@ -91,7 +91,8 @@ class _Told:
                   f"{found['what']}", file=sys.stderr)
         elif stage == "tried":
             if not self.headed:
-                print("layer  clamp  contexts  steps    KL  facts  said   ES   PS   NS  score    left")
+                print("layer  clamp  contexts  steps    KL  facts  said   ES   PS   NS  score"
+                      "    left")
                 self.headed = True
             layer, hp = found["configuration"].layer, found["configuration"].hyperparameters
             contexts = 1 + sum(count for count, _ in hp.context_lengths)
