@@ -306,6 +306,10 @@ def test_a_preset_file_is_handed_on_to_another_copy_and_no_other_model(quick, tm
         ROME.resolve(path, Decoder(tiny_model("llama", num_hidden_layers=6)))
     with pytest.raises(RomeError, match="nothing for memit, only for p-rome, r-rome, rome"):
         find_method("memit").resolve(path)
+    other = json.loads(path.read_text())
+    other["presets"]["rome"]["hyperparameters"]["momentum"] = 0.9
+    with pytest.raises(RomeError, match=r"by another version \(unknown hyperparameters momentum"):
+        ROME.resolve(other, Decoder(copy))
     for broken in ({"presets": 3}, {"presets": {"rome": {}}, "model": {}}, {"presets": {}}):
         with pytest.raises(RomeError):
             ROME.resolve(broken, Decoder(copy))

@@ -120,7 +120,12 @@ class Method:
         found = preset_of(calibration, self.name, decoder)
         layers = found.pop("layers")
         where = {"layers": layers} if hasattr(self.published, "layers") else {"layer": layers[-1]}
-        return self._changed(self.published, {**found, **where, "preset": "found by calibration"})
+        try:
+            return self._changed(self.published, {**found, **where,
+                                                  "preset": "found by calibration"})
+        except RomeError as error:
+            raise RomeError(f"this calibration was made by another version ({error}); make one "
+                            "anew with rome-mlx calibrate") from error
 
     def _changed(self, own, given: Mapping):
         known = {one.name for one in dataclasses.fields(own)}
