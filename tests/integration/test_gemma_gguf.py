@@ -22,6 +22,7 @@ from rome_mlx.storage.places import data_path
 
 REQUEST = rm.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 PARAPHRASE = "The Eiffel Tower stands in the centre of"
+TEMPLATES = ["{}", "In the morning {}", "It is said that {}"]
 LAYER = 4
 
 
@@ -35,11 +36,15 @@ def gemma(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def edit(gemma):
-    moments = rm.second_moments(*gemma, [LAYER], corpus=str(data_path("neutral.txt")),
-                                tokens=512, row_length=64)
+def moments(gemma):
+    return rm.second_moments(*gemma, [LAYER - 1, LAYER], corpus=str(data_path("neutral.txt")),
+                             tokens=512, row_length=64)
+
+
+@pytest.fixture(scope="module")
+def edit(gemma, moments):
     return rm.rome(*gemma, REQUEST, LAYER, moments=moments, hyperparameters={"ridge": 1e-2},
-                   context_templates=["{}", "In the morning {}", "It is said that {}"])
+                   context_templates=TEMPLATES)
 
 
 def test_it_is_the_model_it_says_it_is(gemma):
@@ -94,6 +99,18 @@ def test_the_edit_is_written_and_verified(gemma, edit):
     check = rm.verify(*gemma, edit, paraphrases=[PARAPHRASE], retrace=False)
     rewrite = check.prompts[0]
     assert check.written and rewrite.target_new_before < 0.05 < 0.8 < rewrite.target_new_after
+
+
+def test_memit_writes_two_facts_over_two_layers_before_their_norms(gemma, moments):
+    matrices = {layer: moments[layer].value() for layer in (LAYER - 1, LAYER)}
+    matrices = {layer: matrix + 1e-2 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+                for layer, matrix in matrices.items()}  # 512 tokens are few
+    other = rm.EditRequest("{} is located in the city of", "The Roman Forum", "Paris")
+    edit = rm.memit(*gemma, [REQUEST, other], sorted(matrices), moments=matrices,
+                    context_templates=TEMPLATES, hyperparameters={"update_weight": 20.0})
+    for request in edit.requests:
+        check = rm.verify(*gemma, edit, request=request, retrace=False, side_effects=False)
+        assert check.prompts[0].target_new_before < 0.1 < 0.5 < check.prompts[0].target_new_after
 
 
 def test_the_adapter_on_disk_gives_the_edits_logits(gemma, edit, tmp_path):
