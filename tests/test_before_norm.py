@@ -10,8 +10,9 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.editing import spread
 from rome_mlx.editing.before_norm import before_norm, nearest, normed
-from rome_mlx.editing.key import read_states
+from rome_mlx.editing.key import read_keys, read_states
 from rome_mlx.editing.methods import METHODS
+from rome_mlx.editing.value import optimize_values
 from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.weights import weight_shape
@@ -62,6 +63,25 @@ def test_of_what_a_norm_cannot_say_the_nearest_is_found(gain, times):
 def test_where_nothing_is_missing_nothing_changes(gain):
     now = unit(np.random.RandomState(1).randn(3, 12))
     np.testing.assert_allclose(nearest(gain, gain * now, now), now, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [rm.rome, rm.r_rome, rm.p_rome])
+def test_a_rank_one_edit_reaches_its_value_without_making_the_output_longer(method):
+    """The block gives what it would give with v* itself, which is several times as long."""
+    model, request, layer = tiny_model("gemma2"), REQUESTS[0], 1
+    decoder = Decoder(model)
+    options = {"moments": {layer: spd(48)}, "context_templates": ["{}"],
+               "hyperparameters": {"clamp_norm_factor": 6.0, "v_weight_decay": 0.0}}
+    edit = method(model, TOKENIZER, request, layer, **options)
+    found, = optimize_values(decoder, TOKENIZER, [request], ["{}"], layer, edit.hyperparameters)
+    old = read_keys(decoder, TOKENIZER, BARE[:1], layer).outputs[0]
+    target = found.initial + found.delta
+    assert np.linalg.norm(target) > 2 * np.linalg.norm(old)
+    norm = decoder.module(layer, "mlp_norm")
+    with edit.applied(model):
+        now = read_keys(decoder, TOKENIZER, BARE[:1], layer).outputs[0]
+    assert np.linalg.norm(now) == pytest.approx(np.linalg.norm(old), rel=1e-3)
+    np.testing.assert_allclose(normed(norm, now[None]), normed(norm, target[None]), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", NORMED)

@@ -61,6 +61,9 @@ def rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, mo
          report: Callable[[dict], None] | None = None) -> Edit:
     """Write one fact into one layer (ROME paper, eq. 2). The model is left as it was.
 
+    Where a norm follows the MLP, v* is made as long as the output it replaces: the norm gives the
+    same for it, and the weight changes less.
+
     layer: by default the preset's, where the model has one; moments: as `second_moments` gives
     them, a directory, {layer: (d_in, d_in)}, or None for stored ones; context_templates: texts
     that end in `{}`, sampled from the model with `seed` if None; hyperparameters: None for the
@@ -128,8 +131,10 @@ def rank_one_edits(method: str, model, tokenizer, requests, layer: int | None = 
     path = decoder.path(layer, "down")
     about, edits = provenance(model, tokenizer, [path]), []
     for i, (request, value) in enumerate(zip(requests, values, strict=True)):
-        right, left = rank_one_update(keys[i, for_update].mean(0), directions[i],
-                                      value.initial + value.delta, outputs[i, for_update].mean(0))
+        target, output = value.initial + value.delta, outputs[i, for_update].mean(0)
+        if decoder.architecture.mlp_norm:  # which sees where the value points, not how long it is
+            target *= np.linalg.norm(output) / np.linalg.norm(target)
+        right, left = rank_one_update(keys[i, for_update].mean(0), directions[i], target, output)
         edits.append(Edit(
             method=method, requests=[request],
             deltas={path: LowRank(left[:, None], right[None, :])}, layers=[layer],
