@@ -1,7 +1,9 @@
 """Attribution patching: maps of estimates at a fraction of a trace's cost, and what they miss.
 
 `gradients.py` has the formulas. What is estimated is the change of the answer's log odds in each
-noise sample; scores are probabilities again, the mean over samples of sigmoid(log odds + change).
+noise sample. A gradient says little of how far a large change goes: a change x counts as asinh(x),
+the same to second order, its logarithm beyond one. Scores are probabilities again, the mean over
+samples of sigmoid(log odds + asinh(change)).
 """
 
 from collections.abc import Sequence
@@ -95,7 +97,7 @@ class Estimates:
                 cells = window_cells(layers, window)
                 change = _between(part.windows(kind, [cells[i] for i in centers], tokens),
                                   centers, layers)
-            found.append(_sigmoid(part.log_odds + change))
+            found.append(_sigmoid(part.log_odds + np.arcsinh(change)))
         return np.concatenate(found, axis=-1)
 
 
@@ -136,10 +138,10 @@ def checked(runs: FactRuns, estimate: Trace) -> Checked:
     """Recompute the cells that matter with the exact staircase.
 
     These are the largest 3 % of the map, at least three, the largest at the subject's last token
-    with its neighbors, and all that the decisive layer is read from: a row of one token, too much
-    to leave to an estimate.
+    with its neighbors, and all that the decisive layer is read from: the cells of one token, and
+    estimates do not name that layer well (docs/tracing.md).
     """
-    scores, chosen = estimate.scores.copy(), _chosen(estimate)
+    scores, chosen = estimate.scores.copy(), cells_that_matter(estimate)
     for position in sorted({position for position, _ in chosen}):
         layers = [layer for at, layer in chosen if at == position]
         scores[estimate.positions.index(position), layers] = runs.restored(
@@ -150,8 +152,8 @@ def checked(runs: FactRuns, estimate: Trace) -> Checked:
     return Checked(trace, chosen, missed, _largest(estimate), _largest(trace))
 
 
-def _chosen(estimate: Trace) -> list[tuple[int, int]]:
-    """[(position, layer)] to recompute; before the subject there is nothing to estimate."""
+def cells_that_matter(estimate: Trace) -> list[tuple[int, int]]:
+    """[(position, layer)] that `checked` recomputes; before the subject nothing is estimated."""
     begin, end = estimate.subject_range
     cells = [(float(score), position, layer)
              for position, row in zip(estimate.positions, estimate.scores, strict=True)
