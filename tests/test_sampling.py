@@ -6,7 +6,7 @@ import pytest
 from fakes import FakeTokenizer
 from tiny import tiny_model
 
-from rome_mlx.accel.linux_cpu import drawn
+from rome_mlx.accel.linux_cpu import drawn, slow_exponentials
 from rome_mlx.models import sampling
 from rome_mlx.models.sampling import beginning, sample
 
@@ -43,5 +43,9 @@ def test_samples_follow_the_models_probabilities_without_the_banned(slow, monkey
 def test_the_same_seed_draws_the_same_and_every_token_is_told():
     model, told = tiny_model("llama"), []
     one = sample(model, [[5]] * 4, 9, seeds=[1], each=told.append)
+    several = sample(model, [[5]] * 7, 9, seeds=[1, 2], rows=4)  # the last seed has three
+    assert several[:4] == one
+    if slow_exponentials():
+        assert several[4:] == sample(model, [[5]] * 4, 9, seeds=[2])[:3]
     assert one == sample(model, [[5]] * 4, 9, seeds=[1]) != sample(model, [[5]] * 4, 9, seeds=[2])
     assert told == list(range(1, 10)) and {len(row) for row in one} == {9}

@@ -31,39 +31,40 @@ def start_token(tokenizer) -> int:
 
 
 def sample(model, prompts: list[list[int]], length: int, *, seeds: Sequence[int] = (0,),
-           top_k: int | None = None, avoid=(),
+           rows: int | None = None, top_k: int | None = None, avoid=(),
            each: Callable[[int], None] = lambda n: None) -> list[list[int]]:
     """`length` new tokens for every prompt; prompts are of one length, temperature is 1.
 
     One seed gives the same tokens on one kind of device. On a Linux CPU the whole vocabulary is
     drawn from with one random number per row, where MLX takes one per word.
 
-    seeds: of as many rows each, in turn; top_k: sample among the k likeliest; avoid: token ids
-    never drawn; each: called with the number of tokens that every row has.
+    seeds: of `rows` rows each, in turn, by default of all alike; the last may have fewer. top_k:
+    sample among the k likeliest; avoid: token ids never drawn; each: called with the number of
+    tokens that every row has.
     """
     keys, banned = [mx.random.key(seed) for seed in seeds], mx.array(list(avoid), mx.int32)
     uniform = ([np.random.RandomState(seed) for seed in seeds]
                if top_k is None and slow_exponentials() else [])
+    share = rows or len(prompts) // len(seeds)
 
     def draw(logits: mx.array) -> mx.array:
-        share = len(logits) // len(seeds)
-        if uniform:
+        if uniform:  # a row's numbers are the same however many there are
             numbers = np.concatenate([random.rand(share) for random in uniform])
-            return mx.array(drawn(logits, numbers, list(avoid)))
+            return mx.array(drawn(logits, numbers[:len(logits)], list(avoid)))
         if avoid:
             logits[:, banned] = -mx.inf
         if top_k is not None:
             floor = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
             logits = mx.where(logits < floor, -mx.inf, logits)
         found = []
-        for i, rows in enumerate(mx.split(logits, len(seeds))):
+        for i in range(len(keys)):
             keys[i], now = mx.random.split(keys[i])
-            found.append(mx.random.categorical(rows, key=now))
+            found.append(mx.random.categorical(logits[i * share: (i + 1) * share], key=now))
         return mx.concatenate(found)
 
     start = len(prompts[0])
-    rows = continued(model, prompts, start + length, draw, lambda n: each(n - start))
-    return [row[start:] for row in rows]
+    whole = continued(model, prompts, start + length, draw, lambda n: each(n - start))
+    return [ids[start:] for ids in whole]
 
 
 def likeliest(count: int, seed: int) -> Callable[[mx.array], mx.array]:

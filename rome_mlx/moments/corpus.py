@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..accel.linux_cpu import slow_exponentials
 from ..errors import RomeError
 from ..models.sampling import beginning, sample, start_token
 from ..models.tokens import unwrapped
@@ -177,7 +178,8 @@ def _column(corpus: Corpus, seed: int, label: str, **load) -> Iterator[str]:
 def _own_samples(model, tokenizer, length, seed, skip, rank, size, wanted,
                  sampled) -> Iterator[list[int] | None]:
     """Sampled in blocks of BLOCK rows by a seed each; one process samples several side by side,
-    since every step reads all of the weights."""
+    since every step reads all of the weights, and no more rows than wanted where that changes none.
+    """
     start = beginning(tokenizer) or [start_token(tokenizer)]
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     block, skip = skip // BLOCK, skip % BLOCK
@@ -185,8 +187,11 @@ def _own_samples(model, tokenizer, length, seed, skip, rank, size, wanted,
         count = _TOGETHER if size == 1 else 1
         if wanted is not None:
             count = max(1, min(count, -(-wanted // BLOCK) - block))
+        number = BLOCK * count
+        if wanted is not None and slow_exponentials():
+            number = min(number, max(1, wanted - block * BLOCK))
         out = [None] * BLOCK if block % size != rank else sample(
-            model, [start] * BLOCK * count, length,
+            model, [start] * number, length, rows=BLOCK,
             seeds=[seed * 100_003 + block + i for i in range(count)], avoid=avoid,
             each=lambda n: sampled(f"sampling {n} of {length}"))
         yield from out[skip:]
