@@ -1,9 +1,21 @@
 """Small things that several tests start from: matrices, a corpus, a model's arrays."""
 
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from mlx.utils import tree_flatten
+
+
+def benchmark(name: str):
+    """A script of benchmarks/ as a module, which may import its neighbors."""
+    directory = str(Path(__file__).resolve().parents[1] / "benchmarks")
+    sys.path.insert(0, directory)
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(directory)
 
 
 def spd(dim: int, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from samples import benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks/check_fact_set.py"
@@ -14,12 +15,7 @@ SCRIPT = ROOT / "benchmarks/check_fact_set.py"
 
 @pytest.fixture(scope="module")
 def check():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import check_fact_set
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return check_fact_set
+    return benchmark("check_fact_set")
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,17 @@
 """The last lines of benchmarks/speed.py: each claim of the README, met or not."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from samples import benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def speed():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import speed
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return speed
+    return benchmark("speed")
 
 
 def test_every_claim_is_judged_by_the_figure_that_it_is_about(speed):
