@@ -7,15 +7,16 @@ from ..errors import RomeError
 from ..models.architectures import model_type
 from ..models.decoder import Decoder
 from ..models.identity import Identity, stored_for
-from ..storage.files import read_json, write_json
+from ..storage.files import write_json
 from ..storage.places import cache_directory
 
 
 def stored_calibration(decoder: Decoder) -> dict | None:
     """The calibration of this model with its edits taken back, the latest; None without one."""
-    found = [path for path, one in stored_for(decoder.model, _directory().glob("*.json"))
+    found = [(path.stat().st_mtime, one)
+             for path, one in stored_for(decoder.model, _directory().glob("*.json"))
              if isinstance(one.get("presets"), dict)]
-    return read_json(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def keep_calibration(calibration: dict) -> Path:
