@@ -6,16 +6,15 @@ are found; all three methods share them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from ..editing.hyperparameters import ValueHyperparameters, depth_layer
-from ..editing.method import Method
 from ..editing.methods import find_method
 from ..editing.spread import find_values
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..storage.run_store import Item
-from .trials import Bench, measures, name_of, score
+from .trials import Bench, Tried, name_of, score, without_layers
 
 METHODS = ("memit", "emmet", "alphaedit")
 #: how values are found, beside as published
@@ -40,19 +39,16 @@ class ManyConfiguration:
         self.method, self.layers, self.hyperparameters = method, list(layers), hp
 
     def to_json(self) -> dict:
-        hp = asdict(self.hyperparameters)
         return {"method": self.method, "layers": self.layers,
-                "hyperparameters": {name: value for name, value in hp.items()
-                                    if name not in ("preset", "layers")}}
+                "hyperparameters": without_layers(self.hyperparameters)}
 
 
-class ManyTrials:
+class ManyTrials(Tried):
     """What every configuration gave on the records of a bench, all written by one edit."""
 
     def __init__(self, bench: Bench, moments, seed: int = 0):
-        self.bench, self.moments, self.seed = bench, moments, seed
+        super().__init__(bench, moments, seed)
         self.values: dict[tuple, list] = {}
-        self.tried: dict[str, tuple[ManyConfiguration, list[dict]]] = {}
 
     def of(self, configuration: ManyConfiguration) -> list[dict]:
         """{group: [[NLL, NLL]]} and "kl" of every record."""
@@ -64,11 +60,6 @@ class ManyTrials:
                                      together=len(items))
         self.tried[name] = configuration, results
         return results
-
-    def evidence(self) -> list[dict]:
-        """A row for every configuration."""
-        return [{**configuration.to_json(), **measures(results, self.bench.unedited)}
-                for configuration, results in self.tried.values()]
 
     def _edited(self, configuration: ManyConfiguration, todo: list[int]) -> dict[int, dict]:
         bench, hp = self.bench, configuration.hyperparameters
@@ -115,7 +106,8 @@ def search_many(trials: ManyTrials, name: str, layer: int, available: Sequence[i
             raise failed[0]
         return max(scores, key=lambda pair: pair[0])[1]
 
-    first = replace(method.published, **OWN[name][0])
+    uncalibrated = method.uncalibrated(decoder)
+    first = replace(uncalibrated, **OWN[name][0])
     for hp in (first, *(replace(first, **values) for values in VALUES)):
         tried(_span(available, layer, SPANS[name][0]), hp)
     leading = best().hyperparameters
@@ -125,10 +117,9 @@ def search_many(trials: ManyTrials, name: str, layer: int, available: Sequence[i
     leading = best()
     for own in OWN[name][1:]:
         tried(leading.layers, replace(leading.hyperparameters, **own))
-    start = replace(_published(method), layers=None)
-    layers = method.layers_up_to(depth_layer(decoder), start)
+    layers = method.layers_up_to(depth_layer(decoder), uncalibrated)
     if set(layers) <= set(available):
-        tried(layers, start)
+        tried(layers, uncalibrated)
     return best()
 
 
@@ -138,8 +129,3 @@ def _span(available: Sequence[int], last: int, count: int) -> list[int]:
     while len(layers) < count and layers[0] - 1 in available:
         layers.insert(0, layers[0] - 1)
     return layers
-
-
-def _published(method: Method) -> ValueHyperparameters:
-    """What a model gets that is not calibrated."""
-    return replace(method.published, **method.elsewhere)

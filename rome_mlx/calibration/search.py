@@ -58,7 +58,7 @@ def candidate_layers(layers: int, usable: Sequence[int], screened: Sequence[int]
 
 def starting_point(decoder: Decoder) -> Configuration:
     """The published hyperparameters at the usual depth: what an uncalibrated model gets."""
-    return Configuration(depth_layer(decoder), ROME.published)
+    return Configuration(depth_layer(decoder), ROME.uncalibrated(decoder))
 
 
 def search(trials: Trials, layers: Sequence[int], start: Configuration, rounds: Rounds,

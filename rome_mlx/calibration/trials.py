@@ -27,10 +27,14 @@ class Configuration:
     hyperparameters: ValueHyperparameters = field(hash=False)
 
     def to_json(self) -> dict:
-        hp = asdict(self.hyperparameters)
         return {"method": "rome", "layers": [self.layer],
-                "hyperparameters": {name: value for name, value in hp.items()
-                                    if name not in ("preset", "layer")}}
+                "hyperparameters": without_layers(self.hyperparameters)}
+
+
+def without_layers(hp: ValueHyperparameters) -> dict:
+    """The numbers of a configuration, without what is said beside them."""
+    return {name: value for name, value in asdict(hp).items()
+            if name not in ("preset", "layer", "layers")}
 
 
 class Bench:
@@ -64,12 +68,21 @@ class Bench:
                 for group, prompts in asked.items()}
 
 
-class Trials:
-    """What every configuration tried gave on each record of a bench."""
+class Tried:
+    """Configurations with their results on the records of a bench, by name."""
 
     def __init__(self, bench: Bench, moments, seed: int = 0):
         self.bench, self.moments, self.seed = bench, moments, seed
-        self.tried: dict[str, tuple[Configuration, list[dict]]] = {}
+        self.tried: dict[str, tuple] = {}
+
+    def evidence(self) -> list[dict]:
+        """A row for every configuration, on as many records as it came to."""
+        return [{**configuration.to_json(), **measures(results, self.bench.unedited)}
+                for configuration, results in self.tried.values()]
+
+
+class Trials(Tried):
+    """What every configuration tried gave on each record of a bench."""
 
     def of(self, configuration: Configuration, count: int) -> list[dict]:
         """The results on the first `count` records: {group: [[NLL, NLL]]} and "kl"."""
@@ -87,11 +100,6 @@ class Trials:
     def edits(self) -> int:
         """How many edits were made in all."""
         return sum(len(results) for _, results in self.tried.values())
-
-    def evidence(self) -> list[dict]:
-        """A row for every configuration, on as many records as it came to."""
-        return [{**configuration.to_json(), **measures(results, self.bench.unedited)}
-                for configuration, results in self.tried.values()]
 
     def _edited(self, configuration: Configuration, todo: list[int]) -> dict[int, dict]:
         hp, bench = configuration.hyperparameters, self.bench

@@ -101,6 +101,12 @@ class Method:
         count = len(own or self.published.layers)
         return list(range(max(0, layer - count + 1), layer + 1))
 
+    def uncalibrated(self, decoder: Decoder):
+        """The hyperparameters of a model that nothing is known of, without layers."""
+        normed = self.before_norm if decoder.architecture.mlp_norm else {}
+        return dataclasses.replace(_anywhere(self.published), **self.elsewhere, **normed,
+                                   preset=f"{self.published.preset}'s, for want of this model's")
+
     def _own(self, decoder: Decoder | None):
         """What calibration found for the model, else its preset, else the published numbers without
         their layers; with words that say which."""
@@ -111,9 +117,7 @@ class Method:
             return self._calibrated(calibration, decoder)
         if (name := preset_name(decoder)) in self.presets:
             return self.presets[name]
-        normed = self.before_norm if decoder.architecture.mlp_norm else {}
-        return dataclasses.replace(_anywhere(published), **self.elsewhere, **normed,
-                                   preset=f"{published.preset}'s, for want of this model's")
+        return self.uncalibrated(decoder)
 
     def _calibrated(self, calibration: Mapping, decoder: Decoder | None):
         """The method's part of a calibration."""
