@@ -1,6 +1,7 @@
 """What several tests share: the default model, read once, and the data of others."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,18 @@ import pytest
 from samples import spd
 
 import rome_mlx
+
+
+def pytest_configure(config):
+    """A cache of this run's own: nothing in it is another version's."""
+    if not hasattr(config, "workerinput"):
+        config.own_cache = tempfile.TemporaryDirectory(prefix="rome-mlx-tests-")
+        os.environ["ROME_MLX_CACHE"] = config.own_cache.name
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        config.own_cache.cleanup()
 
 
 def pytest_collection_modifyitems(items):
