@@ -56,12 +56,15 @@ def test_sizes_tell_models_of_one_type_apart():
     assert names == set(METHODS["rome"].presets)
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "alphaedit", "emmet", "ft"])
-def test_an_unknown_model_gets_a_layer_by_its_depth_and_words_that_say_so(method):
+@pytest.mark.parametrize(("method", "words"), [
+    ("rome", "gpt2-xl's, changed, "), ("memit", "gpt2-xl's, "),
+    ("alphaedit", "gpt2-xl's, changed, "),
+    ("emmet", "gpt2-xl's, "), ("ft", "gpt2-xl's, ")])
+def test_an_unknown_model_gets_a_layer_by_its_depth_and_words_that_say_so(method, words):
     decoder, editor = Decoder(tiny_model("llama", num_hidden_layers=20)), METHODS[method]
     hp = editor.resolve(None, decoder)
     assert depth_layer(decoder) == 3 and editor.layer_of(hp) is None
-    assert hp.preset == "gpt2-xl's, for want of this model's"
+    assert hp.preset == f"{words}for want of this model's"
     choice = layer_to_edit(decoder, editor)
     assert (choice.layer, choice.how) == (3, "depth")
     many = {"memit": [0, 1, 2, 3], "alphaedit": [0, 1, 2, 3], "emmet": [3]}
@@ -108,6 +111,13 @@ def test_a_benchmark_edits_the_default_model_where_the_methods_preset_says(
         method, layers, default_model):
     editing = Editing(*default_model, method, "auto", None, None, None, ["{}"], 0, 1)
     assert editing.where == layers
+
+
+@pytest.mark.parametrize("method", ["rome", "r-rome", "p-rome"])
+def test_an_unknown_model_gets_the_steps_in_the_ball(method):
+    hp = METHODS[method].resolve(None, Decoder(tiny_model("llama")))
+    assert dataclasses.replace(hp, layer=5) == METHODS[method].presets["smollm2-135m"]
+    assert METHODS[method].resolve("published").v_rule == "adam"
 
 
 def test_rome_on_an_unknown_model_wants_a_layer():

@@ -11,6 +11,8 @@ import numpy as np
 from mlx_lm.utils import get_total_parameters
 
 from ..editing.calibrated import keep_calibration, sizes
+from ..editing.hyperparameters import depth_layer
+from ..editing.methods.rome import ROME
 from ..errors import RomeError
 from ..models.applied import edits_of
 from ..models.decoder import Decoder
@@ -27,7 +29,7 @@ from ..tracing.attribution import attribution
 from ..tracing.decision import first_candidate, scaled_window
 from .known import Record, known_records, split
 from .many import METHODS, ManyConfiguration, ManyTrials, search_many
-from .search import BASE, Rounds, candidate_layers, search, starting_point
+from .search import Rounds, candidate_layers, search
 from .trials import Bench, Configuration, Trials, measures
 
 _WORDS = ("word",)  # kinds of subject that are no entity: what they have are forms, not facts
@@ -35,7 +37,7 @@ _SCREENED = 12  # facts whose estimated traces propose layers
 _REPORTED = 30  # records that the result is measured on, which chose nothing
 _FEWEST = 6  # known facts in each half
 _AN_EDIT = 5000  # operations a parameter, in edit and measurement, as a large product would be fast
-_PUBLISHED = 5  # edits' time that one by the published steps takes
+_PUBLISHED = 5  # edits' time that one by the published steps takes: 21 contexts for 4, 20 steps
 #: methods that one search is of: they differ in how the update's key is read
 _ONE = ("rome", "r-rome", "p-rome")
 _COUNTED, _MEMORY = 20, 3e9  # bytes that counting takes for each number of C, and at most
@@ -80,7 +82,8 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     Args:
         time: seconds that the search for ROME may take, moments and reading not counted; with
             less time fewer records are edited, never fewer than 6 for what is chosen.
-        layers: to try, by default 8 over the lower three fifths of the depth.
+        layers: to try beside the one at 15 % of the depth, by default 8 over the lower three
+            fifths.
         methods: of many facts, to calibrate too, at the layer found.
         moments: as for `rome`; missing ones are counted first, over `corpus` or the model's own
             samples.
@@ -92,21 +95,21 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
         raise RomeError("the model carries edits; calibrate it without them")
     started, tell = clock.monotonic(), progress or (lambda stage, found: None)
     decoder, identity = Decoder(model), Identity.of(model)
-    start = starting_point(decoder)
+    start, published = starting_points(decoder)
     about = {"seed": seed, "versions": versions()}
     asked = _run(identity, "facts", about)
     records, reported = _records(asked, model, tokenizer, seed, tell)
     usable = [i for i in decoder.dense_layers if not isinstance(moments, str | Path)
               or store.layer_path(moments, i).exists()] or decoder.dense_layers
-    layers = sorted({decoder.check_layer(i) for i in layers or candidate_layers(
-        len(decoder.layers), usable, _screened(asked, model, tokenizer, records))})
-    found = ensure_moments(
-        model, tokenizer, _counted(decoder, usable, {*layers, start.layer}, moments), moments,
-        seed=seed, corpus=corpus)
+    layers = sorted({start.layer, *(decoder.check_layer(i) for i in layers or candidate_layers(
+        len(decoder.layers), usable,
+        [start.layer, *_screened(asked, model, tokenizer, records)]))})
+    found = ensure_moments(model, tokenizer, _counted(decoder, usable, layers, moments), moments,
+                           seed=seed, corpus=corpus)
     about["moments"] = found.used
     run = _run(identity, "edits", about)
     trials = Trials(Bench(run, model, tokenizer, records), found, seed)
-    an_edit = _seconds(run, trials, layers)
+    an_edit = _seconds(run, trials, start)
     rounds = Rounds().within(time / an_edit, len(layers))
 
     def told(configuration: Configuration, results: list[dict]) -> None:
@@ -114,7 +117,7 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
         tell("tried", {"configuration": configuration, "edits": trials.edits, "left": left,
                        **measures(results, trials.bench.unedited)})
 
-    chosen = search(trials, layers, start, rounds, told)
+    chosen = search(trials, layers, start, published, rounds, told)
     report = Trials(Bench(run, model, tokenizer, reported), found, seed)
     held_out = measures(report.of(chosen, len(reported)), report.bench.unedited,
                         intervals=True)
@@ -130,6 +133,13 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     return calibration
 
 
+def starting_points(decoder: Decoder) -> tuple[Configuration, Configuration]:
+    """At the usual depth: what an uncalibrated model gets, and the published hyperparameters."""
+    layer = depth_layer(decoder)
+    return (Configuration(layer, ROME.uncalibrated(decoder)),
+            Configuration(layer, ROME.unplaced(ROME.published)))
+
+
 def _run(identity: Identity, what: str, about: dict) -> Run:
     """Where the cache keeps what was done before the same way."""
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
@@ -137,7 +147,7 @@ def _run(identity: Identity, what: str, about: dict) -> Run:
                identity)
 
 
-def _counted(decoder: Decoder, usable: Sequence[int], layers: set[int], moments) -> list[int]:
+def _counted(decoder: Decoder, usable: Sequence[int], layers: Sequence[int], moments) -> list[int]:
     """Layers to have moments of: those to try and, so that methods of many layers can be tried,
     those between, where they are given or there is memory to count them."""
     between = [i for i in usable if i <= max(layers)]
@@ -167,7 +177,7 @@ def _preset(chosen: Configuration | ManyConfiguration) -> dict:
 
 def expected_seconds(decoder: Decoder, gflops: float) -> float:
     """About how long a search takes, of a model on a machine of this speed, without moments."""
-    edits = Rounds().edits(8) + _REPORTED + (_PUBLISHED - 1) * Rounds.third
+    edits = Rounds().edits(8) + _REPORTED + (_PUBLISHED - 1) * Rounds.second
     return edits * _AN_EDIT * get_total_parameters(decoder.model) / (1e9 * gflops)
 
 
@@ -205,9 +215,8 @@ def _screened(run: Run, model, tokenizer, records: Sequence[Record]) -> list[int
     return sorted(range(first, len(effects)), key=lambda layer: -effects[layer])[:2]
 
 
-def _seconds(run: Run, trials: Trials, layers: Sequence[int]) -> float:
+def _seconds(run: Run, trials: Trials, first: Configuration) -> float:
     """Of an edit and its measurement, by the first of them, also where those were made before."""
-    first = Configuration(layers[len(layers) // 2], BASE)
 
     def compute() -> dict:
         began = clock.monotonic()

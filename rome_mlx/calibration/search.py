@@ -1,21 +1,15 @@
 """The search: which layer, which clamp, which contexts and steps, by successive halving.
 
 Every round tries more on few records and hands its best on to the next, which has more records.
-The published numbers at the usual depth go along to the end: what is found is never worse than
-what it started from, on the records it was found on.
+What an uncalibrated model gets goes along to the end, so that what is found is never worse, on
+the records it was found on; the published numbers at the usual depth join in the second round.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ..editing.hyperparameters import depth_layer
-from ..editing.methods.rome import ROME, Hyperparameters
-from ..models.decoder import Decoder
 from .trials import Configuration, Trials, score
 
-#: what every layer is tried with first; the steps in the ball find a value in few
-BASE = Hyperparameters(v_rule="ball", v_lr=0.7, v_num_grad_steps=10, clamp_norm_factor=2.0,
-                       context_lengths=((1, 10), (2, 20)))
 CLAMPS = (1.0, 1.4, 3.0)  # beside the first
 #: what the best is tried with in place of its own contexts, steps and weight of the KL
 CHANGES = ({"context_lengths": ((5, 10), (5, 20))}, {"v_num_grad_steps": 20},
@@ -30,13 +24,14 @@ class Rounds:
     second: int = 10
     third: int = 20
 
-    LAYERS, FINALISTS, LAST = 3, 4, 2  # that go on to the next
+    LAYERS, FINALISTS, LAST = 3, 3, 2  # that go on to the next
 
     def edits(self, layers: int) -> int:
-        """How many edits the search makes of so many layers."""
+        """How many edits the search makes of so many layers, at most."""
         first = layers + self.LAYERS * len(CLAMPS) + len(CHANGES)
-        return (self.first * first + (self.second - self.first) * self.FINALISTS
-                + (self.third - self.second) * self.LAST + self.third)
+        published, start = self.second, self.third - self.first
+        return (self.first * first + (self.second - self.first) * self.FINALISTS + published
+                + (self.third - self.second) * self.LAST + start)
 
     def within(self, edits: float, layers: int) -> "Rounds":
         """As many records as so many edits allow, but no fewer than 2, 4 and 6."""
@@ -45,27 +40,25 @@ class Rounds:
                       max(6, round(self.third * share)))
 
 
-def candidate_layers(layers: int, usable: Sequence[int], screened: Sequence[int] = (),
+def candidate_layers(layers: int, usable: Sequence[int], first: Sequence[int] = (),
                      count: int = 8) -> list[int]:
-    """Layers to try: those that screening points at, and others over the lower three fifths of the
-    depth, `count` in all or fewer. layers: of the model; usable: those that can be edited."""
+    """Layers to try: those of `first` that can be edited, and others over the lower three fifths
+    of the depth, `count` in all or fewer. layers: of the model; usable: those that can be
+    edited."""
     dense = [i for i in usable if i <= 0.6 * layers] or usable[:1]
-    chosen = [layer for layer in screened if layer in usable][:2]
+    chosen = [layer for layer in first if layer in usable]
     free = max(1, count - len(chosen))
     spread = [dense[round(i * (len(dense) - 1) / max(1, free - 1))] for i in range(free)]
     return sorted({*chosen, *spread})
 
 
-def starting_point(decoder: Decoder) -> Configuration:
-    """The published hyperparameters at the usual depth: what an uncalibrated model gets."""
-    return Configuration(depth_layer(decoder), ROME.uncalibrated(decoder))
-
-
-def search(trials: Trials, layers: Sequence[int], start: Configuration, rounds: Rounds,
+def search(trials: Trials, layers: Sequence[int], start: Configuration, published: Configuration,
+           rounds: Rounds,
            told: Callable[[Configuration, list[dict]], None] = lambda tried, results: None
            ) -> Configuration:
-    """The best configuration of ROME. told: called with each and its results when it was tried on
-    more records than before."""
+    """The best configuration of ROME. start: what an uncalibrated model gets; its layer is one of
+    `layers`. told: called with each and its results when it was tried on more records than
+    before."""
 
     def best(configurations: Sequence[Configuration], records: int) -> list[Configuration]:
         scores = {}
@@ -77,13 +70,13 @@ def search(trials: Trials, layers: Sequence[int], start: Configuration, rounds: 
                 told(configuration, results)
         return sorted(configurations, key=lambda one: -scores[one])
 
-    tried = [Configuration(layer, BASE) for layer in layers]
+    tried = [Configuration(layer, start.hyperparameters) for layer in layers]
     leading = best(tried, rounds.first)[:rounds.LAYERS]
     tried += [_changed(one, clamp_norm_factor=clamp) for one in leading for clamp in CLAMPS]
     first = best(tried, rounds.first)[0]
     tried += [_changed(first, **change) for change in CHANGES]
     finalists = best(tried, rounds.first)[:rounds.FINALISTS]
-    last = best(finalists, rounds.second)[:rounds.LAST]
+    last = best([*finalists, published], rounds.second)[:rounds.LAST]
     return best([*last, start], rounds.third)[0]
 
 

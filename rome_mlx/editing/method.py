@@ -69,7 +69,7 @@ class Method:
             found = published if given == "published" else self.presets[given]
             words = f"published ({found.preset})" if given == "published" else found.preset
             ours = decoder is None or preset_name(decoder) == found.preset
-            return dataclasses.replace(found if ours else _anywhere(found), preset=words)
+            return dataclasses.replace(found if ours else self.unplaced(found), preset=words)
         raise RomeError(f"hyperparameters {given!r} of {self.name}: give 'published', a preset "
                         f"({', '.join(self.presets)}), a dictionary or a "
                         f"{type(published).__name__}")
@@ -104,8 +104,17 @@ class Method:
     def uncalibrated(self, decoder: Decoder):
         """The hyperparameters of a model that nothing is known of, without layers."""
         normed = self.before_norm if decoder.architecture.mlp_norm else {}
-        return dataclasses.replace(_anywhere(self.published), **self.elsewhere, **normed,
-                                   preset=f"{self.published.preset}'s, for want of this model's")
+        changes = {**self.elsewhere, **normed}
+        words = f"{self.published.preset}'s{', changed' * bool(changes)}, for want of this model's"
+        return dataclasses.replace(self.unplaced(self.published), **changes, preset=words)
+
+    @staticmethod
+    def unplaced(preset):
+        """A preset without the layers that are another model's."""
+        for name in ("layer", "layers"):
+            if hasattr(preset, name):
+                return dataclasses.replace(preset, **{name: None})
+        return preset
 
     def _own(self, decoder: Decoder | None):
         """What calibration found for the model, else its preset, else the published numbers without
@@ -142,11 +151,3 @@ class Method:
             if isinstance(error, RomeError):
                 raise
             raise RomeError(f"hyperparameters {dict(given)}: {error}; give numbers") from error
-
-
-def _anywhere(preset):
-    """A preset without the layers that are another model's."""
-    for name in ("layer", "layers"):
-        if hasattr(preset, name):
-            return dataclasses.replace(preset, **{name: None})
-    return preset
