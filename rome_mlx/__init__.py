@@ -17,7 +17,7 @@ _HOMES = {
     "editing.methods.memit": ("MemitHyperparameters", "memit"),
     "editing.methods.rome": ("Hyperparameters", "p_rome", "r_rome", "rome"),
     "editing.saved": ("load_edit",),
-    "editing.sequence": ("in_sequence",),
+    "editing.sequence": ("EditSequence", "in_sequence"),
     "errors": ("RomeError",),
     "evaluation.collapse": ("Guard", "Health"),
     "evaluation.verify": ("Verification", "verify"),
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .editing.methods.rome import r_rome as r_rome
     from .editing.methods.rome import rome as rome
     from .editing.saved import load_edit as load_edit
+    from .editing.sequence import EditSequence as EditSequence
     from .editing.sequence import in_sequence as in_sequence
     from .errors import RomeError as RomeError
     from .evaluation.collapse import Guard as Guard

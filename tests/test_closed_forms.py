@@ -12,9 +12,9 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.editing.key import in_contexts, read_keys, read_states
-from rome_mlx.editing.methods.alphaedit import null_space, null_space_update
+from rome_mlx.editing.least_squares import LeastSquares
+from rome_mlx.editing.methods.alphaedit import null_space
 from rome_mlx.editing.methods.emmet import equality_update
-from rome_mlx.editing.methods.memit import least_squares_update
 from rome_mlx.editing.spread import request_keys
 from rome_mlx.editing.value import optimize_values
 from rome_mlx.models.decoder import Decoder
@@ -107,7 +107,7 @@ def test_each_layer_takes_its_share_with_the_layers_before_it_edited(method):
 def test_emmet_with_a_ridge_is_memit_with_that_weight(system):
     matrix, keys, residual = system
     np.testing.assert_allclose(residual @ equality_update(keys, matrix, 0.1).T,
-                               residual @ least_squares_update(keys, matrix, 0.1).T, rtol=1e-9)
+                               residual @ LeastSquares(0.1 * matrix).update(keys).T, rtol=1e-9)
 
 
 def test_alphaedits_update_minimises_its_cost_in_the_null_space(system):
@@ -115,7 +115,9 @@ def test_alphaedits_update_minimises_its_cost_in_the_null_space(system):
     random = np.random.RandomState(3)
     earlier, weight = random.randn(12, 2), 0.7
     basis, _ = null_space(matrix, 0.1)
-    best = residual @ null_space_update(keys, earlier, basis, weight).T
+    equations = LeastSquares(weight * np.eye(basis.shape[1]), basis)
+    equations.protect(earlier)
+    best = residual @ equations.update(keys).T
     np.testing.assert_allclose(best @ basis @ basis.T, best, atol=1e-12)
 
     def cost(update):

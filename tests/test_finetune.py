@@ -181,7 +181,7 @@ def test_a_sequence_of_batches_writes_as_many_requests_a_call():
 def test_conflicts_in_a_sequence_and_in_training_are_refused():
     bad = [*REQUESTS, rm.EditRequest("ab  {} lives in ", "cde", "z")]  # spacing is no difference
     with pytest.raises(rm.RomeError, match="conflicting"):
-        next(rm.in_sequence(tiny_model("llama"), FakeTokenizer(), bad, rm.rome, 1))
+        next(rm.in_sequence(tiny_model("llama"), FakeTokenizer(), bad, rm.memit, [1], batch=3))
     with pytest.raises(rm.RomeError, match="conflicting"):
         edited(tiny_model("llama"), rm.lora, FAST, bad)
 

@@ -13,9 +13,9 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.editing.key import in_contexts, read_keys, read_states
-from rome_mlx.editing.methods.alphaedit import ALPHAEDIT, null_space, null_space_update
+from rome_mlx.editing.least_squares import LeastSquares
+from rome_mlx.editing.methods.alphaedit import ALPHAEDIT, null_space
 from rome_mlx.editing.methods.emmet import equality_update
-from rome_mlx.editing.methods.memit import least_squares_update
 from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
 from rome_mlx.editing.spread import request_keys
 from rome_mlx.editing.templates import memit_templates
@@ -49,7 +49,7 @@ def bare(requests=REQUESTS):
 
 def test_memits_update_minimises_its_cost(system):
     matrix, keys, residual = system
-    best = residual @ least_squares_update(keys, matrix, 3.0).T
+    best = residual @ LeastSquares(3.0 * matrix).update(keys).T
 
     def cost(update):
         return (np.sum((update @ keys - residual)**2)
@@ -97,13 +97,15 @@ def test_alphaedits_update_solves_its_equation_and_spares_the_known(system):
     values, vectors = np.linalg.eigh(matrix)
     threshold, earlier = float(values[2]), np.random.RandomState(3).randn(12, 2)
     basis, _ = null_space(matrix, 0.01, threshold)
-    update = residual @ null_space_update(keys, earlier, basis, 0.7).T
+    equations = LeastSquares(0.7 * np.eye(basis.shape[1]), basis)
+    alone = residual @ equations.update(keys).T
+    equations.protect(earlier)
+    update = residual @ equations.update(keys).T
     p = basis @ basis.T
     x = np.linalg.solve(p @ (keys @ keys.T + earlier @ earlier.T) + 0.7 * np.eye(12),
                         p @ keys @ residual.T)
     np.testing.assert_allclose(update, x.T, atol=1e-10)
     np.testing.assert_allclose(update @ vectors[:, values >= threshold], 0, atol=1e-12)
-    alone = residual @ null_space_update(keys, earlier[:, :0], basis, 0.7).T
     assert np.linalg.norm(update @ earlier) < np.linalg.norm(alone @ earlier)
 
 

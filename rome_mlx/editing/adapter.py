@@ -18,6 +18,7 @@ from ..models.identity import Identity
 from ..storage.files import check_writable, whole_directory
 from .lowrank import LowRank
 
+_TARGETS = ".targets"  # after a weight's path, of what its keys are to give
 _FORMAT = "rome-mlx edit 1"
 _FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors")
 
@@ -49,8 +50,9 @@ def save_edit(edit, directory: str | Path) -> None:
                                 "keys": list(edit.deltas)}})
         _write_json(new / "edit.json", _about(edit))
         if edit.keys:
-            save_file({path: np.ascontiguousarray(keys.T) for path, keys in edit.keys.items()},
-                      str(new / "keys.safetensors"))
+            save_file({path + suffix: np.ascontiguousarray(columns.T)
+                       for suffix, some in (("", edit.keys), (_TARGETS, edit.targets))
+                       for path, columns in some.items()}, str(new / "keys.safetensors"))
 
 
 def read_edit(directory: str | Path) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def read_edit(directory: str | Path) -> dict[str, Any]:
             "requests": [EditRequest(**request) for request in about["requests"]],
             "deltas": {name: _delta(tensors, name, rank, about["fingerprints"][name])
                        for name, rank in about["ranks"].items()},
-            "keys": _keys(path, about.get("keys", ())), "moments": _moments(about),
+            **_keys(path, about.get("keys", ())), "moments": _moments(about),
             "details": dict(about.get("details", {})),
             **{name: about[name] for name in _PLAIN}}
 
@@ -159,14 +161,17 @@ def _delta(tensors, path: str, rank: int, fingerprint: list[float]) -> LowRank:
     return LowRank(a, b)
 
 
-def _keys(directory: Path, paths) -> dict[str, np.ndarray]:
-    """Where the edit wrote: {module path: (d_in, n)}."""
+def _keys(directory: Path, paths) -> dict[str, dict[str, np.ndarray]]:
+    """Where the edit wrote, "keys": {module path: (d_in, n)}, and what it had to add there,
+    "targets": {module path: (d_out, n)}, which edits of earlier versions do not have."""
     stored = load_file(str(directory / "keys.safetensors")) if paths else {}
-    keys = {path: stored[path].astype(np.float64).T for path in paths}
-    for path, found in keys.items():
-        if found.ndim != 2 or not np.isfinite(found).all():
-            raise ValueError(f"{path} has keys of shape {found.shape}")
-    return keys
+    found = {path: array.astype(np.float64).T for path, array in stored.items()}
+    for path, columns in found.items():
+        if columns.ndim != 2 or not np.isfinite(columns).all():
+            raise ValueError(f"{path} has keys of shape {columns.shape}")
+    return {"keys": {path: found[path] for path in paths},
+            "targets": {path: found[path + _TARGETS] for path in paths
+                        if path + _TARGETS in found}}
 
 
 def _write_json(path: Path, value) -> None:

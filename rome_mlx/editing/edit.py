@@ -28,7 +28,9 @@ class Edit:
     "identity"}; moments: {layer: {"corpus", "tokens", "sha256"}} of the C that was used, None for
     methods without; numbers: what `verify` measured, kept when the edit is saved; details: what
     else a method says, as AlphaEdit {"null_space": [{"layer", "directions", "of", "energy"}]};
-    keys: {module path: (d_in, n)}, where MEMIT, EMMET and AlphaEdit wrote, float64.
+    keys: {module path: (d_in, n)}, where MEMIT, EMMET and AlphaEdit wrote, and targets: {module
+    path: (d_out, n)}, what they had to add there, float64; carries: digests of edits whose change
+    is part of this one.
     """
 
     method: str
@@ -46,6 +48,8 @@ class Edit:
     numbers: dict = field(default_factory=dict, repr=False)
     details: dict = field(default_factory=dict, repr=False)
     keys: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    targets: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    carries: frozenset[str] = field(default=frozenset(), repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -100,8 +104,10 @@ class Edit:
             applied.remove(model, path, edit)
 
     def is_applied(self, model) -> bool:
-        """Whether it, or a copy of it such as the saved one loaded again, is on the model."""
-        return all(applied.applied_copy(model, path, self) for path in self.deltas)
+        """Whether it, a copy of it such as the saved one loaded again, or an `EditSequence` that
+        it is part of, is on the model."""
+        return (all(applied.applied_copy(model, path, self) for path in self.deltas)
+                or any(self.digest in edit.carries for edit in applied.edits_of(model)))
 
     @contextmanager
     def applied(self, model, *, force: bool = False):
@@ -164,6 +170,7 @@ def stack(edits) -> Edit:
     deltas: dict[str, LowRank] = {}
     fingerprints: dict[str, list[float]] = {}
     keys: dict[str, np.ndarray] = {}
+    targets: dict[str, np.ndarray] = {}
     for edit in edits:
         for path, delta in edit.deltas.items():
             deltas[path] = deltas[path] + delta if path in deltas else delta
@@ -171,14 +178,16 @@ def stack(edits) -> Edit:
             if found and not same(fingerprints.setdefault(path, found), found):
                 raise RomeError(f"the edits were computed for different weights at {path}; "
                                 "stack edits of one model")
-        for path, found in edit.keys.items():
-            keys[path] = np.concatenate([keys.get(path, found[:, :0]), found], axis=1)
+        for joined, some in ((keys, edit.keys), (targets, edit.targets)):
+            for path, found in some.items():
+                joined[path] = np.concatenate([joined.get(path, found[:, :0]), found], axis=1)
     first = {f.name: getattr(edits[0], f.name) for f in fields(Edit)}
     methods = {edit.method for edit in edits}
     alike = len(methods) == 1 and all(edit.hyperparameters == edits[0].hyperparameters
                                       for edit in edits)
     return Edit(**{**first, "method": methods.pop() if len(methods) == 1 else "stack",
                    "hyperparameters": edits[0].hyperparameters if alike else None, "keys": keys,
+                   "targets": targets,
                    "requests": [r for edit in edits for r in edit.requests], "deltas": deltas,
                    "layers": sorted({layer for edit in edits for layer in edit.layers}),
                    "losses": [], "numbers": {}, "details": {}, "fingerprints": fingerprints,

@@ -23,6 +23,9 @@ class Method:
     Edit; presets: name -> hyperparameters, the first are the published ones; templates: (model,
     tokenizer, seed, hyperparameters) -> the context templates that it samples where none are
     given; one_by_one: whether it writes one request per call; needs_moments: whether it needs C;
+    equations: (hyperparameters, C) -> (what a layer's keys become its update with, details of it),
+    for methods of many facts (see `spread`); protects: whether these are `LeastSquares`, which
+    hold what was written before;
     elsewhere: changes to the published hyperparameters on models that have no preset; before_norm:
     on those of them in which a norm follows the MLP.
     """
@@ -33,6 +36,8 @@ class Method:
     templates: Callable[..., list[str]]
     one_by_one: bool = False
     needs_moments: bool = True
+    equations: Callable[..., tuple[Any, dict]] | None = None
+    protects: bool = False
     elsewhere: Mapping[str, Any] = field(default_factory=dict)
     before_norm: Mapping[str, Any] = field(default_factory=dict)
 

@@ -4,17 +4,20 @@ Each layer takes its share of what is still missing, with the keys that the mode
 the layers before it are edited. The methods differ in how a layer's keys become its update.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ..errors import RomeError
+from ..models.applied import edits_of
 from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
 from .before_norm import before_norm, normed
 from .edit import Edit, provenance
 from .hyperparameters import ValueHyperparameters, depth_layer
 from .key import in_contexts, read_keys, read_states
+from .least_squares import LeastSquares
 from .lowrank import LowRank
 from .method import Method
 from .requests import check_requests
@@ -26,19 +29,23 @@ BEFORE_NORM = {"clamp_norm_factor": ValueHyperparameters.clamp_norm_factor}
 
 _TEXTS = 512  # rows run at once
 
-#: (hyperparameters, C (d_in, d_in), keys K (d_in, n), keys to protect (d_in, m)) -> A (d_in, n)
-#: of the update Δ = R Aᵀ
-Solve = Callable[[object, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None, *, moments=None,
+class Equations(Protocol):
+    """What turns a layer's keys into its update."""
+
+    def update(self, keys: np.ndarray) -> np.ndarray:
+        """K (d_in, n) -> A (d_in, n) of the update Δ = R Aᵀ."""
+
+
+def spread(method: Method, model, tokenizer, requests, layers=None, *, moments=None,
            context_templates=None, hyperparameters=None, seed: int = 0,
            report: Callable[[dict], None] | None = None, earlier: Sequence[Edit] = (),
-           values: Sequence[Value] | None = None) -> Edit:
+           values: Sequence[Value] | None = None,
+           written: Mapping[str, LeastSquares] | None = None) -> Edit:
     """Write requests into layers, R = (z - h_L) / (layers left) at each (MEMIT paper, eq. 20).
 
-    The model is left as it was. solve: a layer's keys to its update; earlier: edits whose keys
-    `solve` is to protect. The rest as `memit`.
+    The model is left as it was. Arguments as for `memit`.
     """
     decoder, requests = Decoder(model), check_requests(requests)
     hp = method.resolve(hyperparameters, decoder)
@@ -52,7 +59,8 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
         values = find_values(decoder, tokenizer, requests, templates, layers[-1], hp, report)
     goal = _goal(decoder, tokenizer, requests, layers[-1], values)  # z, (n, dim)
 
-    found, keys = [], {}  # edits of one layer each; the keys that they write at
+    found, keys, targets = [], {}, {}  # edits of one layer each, and what they write where
+    details: dict[str, list] = {}
     try:
         for i, layer in enumerate(layers):
             path = decoder.path(layer, "down")
@@ -60,8 +68,12 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
             state = _states(decoder, tokenizer, requests, layers[-1])
             residual = _residual(decoder, tokenizer, requests, layer,
                                  (goal - state) / (len(layers) - i))  # Rᵀ, (n, dim)
-            update = solve(hp, given.matrix(layer), keys[path],
-                           _earlier_keys(earlier, path, keys[path]))
+            targets[path] = residual.T
+            equations, said = (written[path], {}) if written is not None else equations_at(
+                method, hp, decoder, layer, given.matrix(layer), earlier)
+            update = equations.update(keys[path])
+            for name, about in said.items():
+                details.setdefault(name, []).append({"layer": layer, **about})
             found.append(Edit(method.name, requests, {path: LowRank(update, residual).compact()},
                               [layer]))
             found[-1].apply(model)
@@ -73,8 +85,19 @@ def spread(method: Method, solve: Solve, model, tokenizer, requests, layers=None
     return Edit(
         method=method.name, requests=requests, deltas=deltas, layers=layers, hyperparameters=hp,
         context_templates=templates, losses=mean_losses(values), seed=seed, keys=keys,
-        moments=given.used,
+        targets=targets, details=details, moments=given.used,
         **provenance(model, tokenizer, deltas))
+
+
+def equations_at(method: Method, hp, decoder: Decoder, layer: int, matrix: np.ndarray,
+                 earlier: Sequence[Edit] = ()) -> tuple[Equations, dict]:
+    """A layer's equations, and what the method says of them. They protect the keys of the edits
+    applied to the model and of `earlier` ones, where the method does such a thing."""
+    equations, said = method.equations(hp, matrix)
+    if method.protects:
+        path = decoder.path(layer, "down")
+        equations.protect(_earlier_keys([*edits_of(decoder.model), *earlier], path, matrix))
+    return equations, said
 
 
 def find_values(decoder: Decoder, tokenizer, requests, templates, layer: int, hp,
@@ -150,12 +173,12 @@ def _parts(texts: list) -> Iterator[list]:
         yield texts[i: i + _TEXTS]
 
 
-def _earlier_keys(earlier: Sequence[Edit], path: str, like: np.ndarray) -> np.ndarray:
+def _earlier_keys(earlier: Sequence[Edit], path: str, matrix: np.ndarray) -> np.ndarray:
     """(d_in, m): the keys that earlier edits wrote at in a weight, each once, so that an applied
-    edit and its saved copy count as one."""
+    edit and its saved copy count as one. matrix: C, as wide as they have to be."""
     keys = [edit.keys[path] for edit in earlier if path in edit.keys]
     for found in keys:
-        if found.shape[0] != like.shape[0]:
-            raise RomeError(f"an earlier edit's keys at {path} are {found.shape[0]} wide, this "
-                            f"model's {like.shape[0]}; give edits of this model")
-    return np.unique(np.concatenate([like[:, :0], *keys], axis=1), axis=1)
+        if len(found) != len(matrix):
+            raise RomeError(f"an earlier edit's keys at {path} are {len(found)} wide, this "
+                            f"model's {len(matrix)}; give edits of this model")
+    return np.unique(np.concatenate([matrix[:, :0], *keys], axis=1), axis=1)

@@ -96,6 +96,15 @@ class Run:
             self._write(item, found)
         return found
 
+    def read(self, item: Item) -> dict | None:
+        """An item's file, None without one. Raises RomeError for one that is damaged or says
+        something else of itself."""
+        return self._read(item, lambda result: None)
+
+    def write(self, item: Item, result: dict) -> None:
+        """Keep an item's result."""
+        self._write(item, _plain(item.about) | result)
+
     def finish(self, summary: dict) -> None:
         """Write summary.json, by the first rank."""
         if self.path is not None and self.group.rank() == 0:

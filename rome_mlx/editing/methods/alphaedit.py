@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import eigh
 
 from ...errors import RomeError
 from ...facts import EditRequest
-from ...models.applied import edits_of
 from ..edit import Edit
 from ..hyperparameters import ValueHyperparameters, named
+from ..least_squares import LeastSquares
 from ..method import Method
 from ..spread import BEFORE_NORM, sampled_templates, spread
 
@@ -48,29 +48,27 @@ PRESETS = named({
 def alphaedit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
               moments=None, context_templates=None, hyperparameters=None, seed: int = 0,
               report: Callable[[dict], None] | None = None,
-              earlier: Sequence[Edit] = (), values=None) -> Edit:
+              earlier: Sequence[Edit] = (), values=None, written=None) -> Edit:
     """Write many facts at once, along directions that other keys hardly use, without undoing
     earlier batches (AlphaEdit paper, section 3).
 
-    earlier: edits whose facts are to stay, such as loaded ones; those applied to the model count
-    without being named. Other arguments as for `memit`; hyperparameters: an
-    AlphaEditHyperparameters, its preset's name, a dictionary or None. The edit's `details` say how
-    large the null space was at each layer. The model is left as it was.
+    Arguments as for `memit`; hyperparameters: an AlphaEditHyperparameters, its preset's name, a
+    dictionary or None. The edit's `details` say how large the null space was at each layer. The
+    model is left as it was.
     """
-    applied, spaces = edits_of(model), []
-
-    def solve(hp, matrix, keys, earlier_keys) -> np.ndarray:
-        basis, energy = null_space(matrix, hp.energy, hp.threshold)
-        spaces.append({"directions": basis.shape[1], "of": basis.shape[0], "energy": energy})
-        return null_space_update(keys, earlier_keys, basis, hp.regularization)
-
-    edit = spread(ALPHAEDIT, solve, model, tokenizer, requests, layers, moments=moments,
+    return spread(ALPHAEDIT, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
-                  report=report, values=values,
-                  earlier=[*applied, *(e for e in earlier if not any(e is a for a in applied))])
-    edit.details["null_space"] = [{"layer": layer, **space}
-                                  for layer, space in zip(edit.layers, spaces, strict=True)]
-    return edit
+                  report=report, earlier=earlier, values=values, written=written)
+
+
+def inside_null_space(hp: AlphaEditHyperparameters,
+                      matrix: np.ndarray) -> tuple[LeastSquares, dict]:
+    """The least squares whose Δ = Xᵀ solves (P(KKᵀ + K_pK_pᵀ) + λI) X = P K Rᵀ (AlphaEdit paper,
+    eq. 14): with P = U Uᵀ it is that of the keys UᵀK with λI in place of λC."""
+    basis, energy = null_space(matrix, hp.energy, hp.threshold)
+    return (LeastSquares(hp.regularization * np.eye(basis.shape[1]), basis),
+            {"null_space": {"directions": basis.shape[1], "of": basis.shape[0],
+                            "energy": energy}})
 
 
 def null_space(matrix: np.ndarray, energy: float,
@@ -103,18 +101,6 @@ def _empty(values: np.ndarray, share: float, energy: float, threshold: float | N
             "the hyperparameter threshold, or give null and the hyperparameter energy")
 
 
-def null_space_update(keys, earlier, basis, weight: float) -> np.ndarray:
-    """A (d_in, n) of Δ = R Aᵀ, where (P(KKᵀ + K_pK_pᵀ) + λI) A = P K (AlphaEdit paper, eq. 14).
-
-    keys: K (d_in, n); earlier: K_p (d_in, m); basis: U (d_in, k) with P = U Uᵀ; weight: λ.
-    With G = P [K K_p], A is the first n columns of (GGᵀ + λI)⁻¹G = G(GᵀG + λI)⁻¹: a system as
-    large as the number of keys.
-    """
-    inside = basis.T @ np.concatenate([keys, earlier], axis=1)  # Uᵀ[K K_p], (k, n + m)
-    gram = inside.T @ inside + weight * np.eye(inside.shape[1])
-    picked = np.eye(inside.shape[1])[:, : keys.shape[1]]
-    return basis @ (inside @ cho_solve(cho_factor(gram), picked))
-
-
 ALPHAEDIT = Method("alphaedit", alphaedit, PRESETS, sampled_templates,
-                   elsewhere={"threshold": None, **_BY_ENERGY}, before_norm=BEFORE_NORM)
+                   elsewhere={"threshold": None, **_BY_ENERGY}, before_norm=BEFORE_NORM,
+                   equations=inside_null_space, protects=True)

@@ -40,14 +40,22 @@ def emmet(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layer
     Arguments as for `memit`; hyperparameters: an EmmetHyperparameters, its preset's name, a
     dictionary or None. The model is left as it was.
     """
-    return spread(EMMET, _solve, model, tokenizer, requests, layers, moments=moments,
+    return spread(EMMET, model, tokenizer, requests, layers, moments=moments,
                   context_templates=context_templates, hyperparameters=hyperparameters, seed=seed,
                   report=report, values=values)
 
 
-def _solve(hp, matrix, keys, earlier) -> np.ndarray:
-    return equality_update(keys, hp.moment_scale * matrix,
-                           hp.ridge if keys.shape[1] > 1 else 0.0)
+@dataclass(frozen=True)
+class Constraints:
+    """An equality for every key of a batch; earlier batches have none."""
+
+    hp: EmmetHyperparameters
+    matrix: np.ndarray
+
+    def update(self, keys: np.ndarray) -> np.ndarray:
+        """A (d_in, n) of Δ = R Aᵀ."""
+        return equality_update(keys, self.hp.moment_scale * self.matrix,
+                               self.hp.ridge if keys.shape[1] > 1 else 0.0)
 
 
 def equality_update(keys: np.ndarray, matrix: np.ndarray, ridge: float = 0.0) -> np.ndarray:
@@ -65,4 +73,5 @@ def equality_update(keys: np.ndarray, matrix: np.ndarray, ridge: float = 0.0) ->
                         "key; count more tokens, or raise the hyperparameter ridge") from error
 
 
-EMMET = Method("emmet", emmet, PRESETS, sampled_templates, before_norm=BEFORE_NORM)
+EMMET = Method("emmet", emmet, PRESETS, sampled_templates, before_norm=BEFORE_NORM,
+               equations=lambda hp, matrix: (Constraints(hp, matrix), {}))
