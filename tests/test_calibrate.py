@@ -101,6 +101,19 @@ def test_a_record_is_of_a_fact_that_two_phrasings_give(monkeypatch):
     assert found[:4] == known_records(None, None, [relation("m"), relation("n")], 4, 0)
 
 
+def test_every_other_answer_is_one_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(known, "token_scores",
+                        lambda model, tokenizer, pairs: [[(0.1, True)]] * len(pairs))
+    other = dataclasses.replace(relation("n"), facts=tuple(
+        (f"n{i}", "xyz"[i % 3]) for i in range(6)))
+    found = known_records(None, None, [relation("m"), other], 12, 0)
+    for one in found[::2]:
+        own = "abc" if one.relation == "m" else "xyz"
+        assert one.request.target_new in own
+    assert any(one.request.target_new not in ("abc" if one.relation == "m" else "xyz")
+               for one in found[1::2])
+
+
 def test_what_chooses_does_not_report():
     relations = read_fact_set()
     first, second = split(relations, 0)

@@ -50,12 +50,13 @@ def split(relations: Sequence[Relation], seed: int) -> tuple[list[Relation], lis
 def known_records(model, tokenizer, relations: Sequence[Relation], count: int, seed: int,
                   asked: Callable[[int, int], None] = lambda facts, found: None) -> list[Record]:
     """The first `count` records of facts that the model knows, the relations taken in turn: the
-    true answer is its first choice in two phrasings or more. Fewer where it knows fewer.
+    true answer is its first choice in two phrasings or more. Fewer where it knows fewer. Every
+    other one is rewritten to an object of any relation: what does not fit is harder to write.
 
     asked: called with how many facts were asked, and how many are known.
     """
     random, records, done = np.random.RandomState(seed), [], 0
-    facts = _in_turn(relations, random)
+    facts, strange = _in_turn(relations, random), {o for one in relations for o in one.objects}
     while len(records) < count and (some := list(islice(facts, _ASKED))):
         done += len(some)
         pairs = [(text.replace("{}", subject), answer) for relation, (subject, answer) in some
@@ -65,7 +66,8 @@ def known_records(model, tokenizer, relations: Sequence[Relation], count: int, s
             known = [text for text, tokens in zip(relation.texts, scores, strict=False)
                      if all(first for _, first in tokens)]
             if len(known) >= _PHRASINGS:
-                records.append(_record(relation, fact, known[0], random))
+                targets = strange if len(records) % 2 else relation.objects
+                records.append(_record(relation, fact, known[0], sorted(targets), random))
         asked(done, len(records))
     return records[:count]
 
@@ -77,9 +79,10 @@ def _in_turn(relations, random) -> Iterator[tuple[Relation, tuple[str, str]]]:
     return (fact for row in zip_longest(*columns) for fact in row if fact is not None)
 
 
-def _record(relation: Relation, fact: tuple[str, str], prompt: str, random) -> Record:
+def _record(relation: Relation, fact: tuple[str, str], prompt: str, targets: Sequence[str],
+            random) -> Record:
     subject, answer = fact
-    target = str(random.choice([o for o in relation.objects if o != answer]))
+    target = str(random.choice([one for one in targets if one not in (answer, subject)]))
     others = [text.replace("{}", subject) for text in relation.texts if text != prompt]
     others[-1] = f"{_sentence(random)} {others[-1]}"
     same = [f for f in relation.facts if f[1] == answer and f[0] != subject]
