@@ -16,6 +16,7 @@ _HOMES = {
     "editing.methods.lora": ("LoraHyperparameters", "lora"),
     "editing.methods.memit": ("MemitHyperparameters", "memit"),
     "editing.methods.rome": ("Hyperparameters", "p_rome", "r_rome", "rome"),
+    "editing.methods.ultraedit": ("UltraEditHyperparameters", "ultraedit"),
     "editing.saved": ("load_edit",),
     "editing.sequence": ("EditSequence", "in_sequence"),
     "errors": ("RomeError",),
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from .editing.methods.rome import p_rome as p_rome
     from .editing.methods.rome import r_rome as r_rome
     from .editing.methods.rome import rome as rome
+    from .editing.methods.ultraedit import UltraEditHyperparameters as UltraEditHyperparameters
+    from .editing.methods.ultraedit import ultraedit as ultraedit
     from .editing.saved import load_edit as load_edit
     from .editing.sequence import EditSequence as EditSequence
     from .editing.sequence import in_sequence as in_sequence

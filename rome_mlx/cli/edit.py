@@ -36,10 +36,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--target-new", help="what the model should say")
     parser.add_argument("--requests", metavar="FILE",
                         help="JSON or JSONL of many requests: written at once by memit, emmet, "
-                             "alphaedit, ft, ft-l and lora, one after the other by the rest")
+                             "alphaedit, ultraedit, ft, ft-l and lora, one after the other by the rest")
     parser.add_argument("--method", default="rome",
-                        help="rome, r-rome, p-rome, memit, emmet, alphaedit, ft, ft-l or lora "
-                             "(default rome)")
+                        help="rome, r-rome, p-rome, memit, emmet, alphaedit, ultraedit, ft, ft-l "
+                             "or lora (default rome)")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE",
                         help="published, a preset such as gpt-j, or a JSON file of some of them")
     parser.add_argument("--layer", type=layer_choice, default="auto",

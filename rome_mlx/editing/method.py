@@ -25,7 +25,8 @@ class Method:
     given; one_by_one: whether it writes one request per call; needs_moments: whether it needs C;
     equations: (hyperparameters, C) -> (what a layer's keys become its update with, details of it),
     for methods of many facts (see `spread`); protects: whether these are `LeastSquares`, which
-    hold what was written before;
+    hold what was written before; memory: makes what the batches of a sequence share besides, given
+    to `write` as `running`, with `arrays` and `restore`;
     elsewhere: changes to the published hyperparameters on models that have no preset; before_norm:
     on those of them in which a norm follows the MLP.
     """
@@ -38,6 +39,7 @@ class Method:
     needs_moments: bool = True
     equations: Callable[..., tuple[Any, dict]] | None = None
     protects: bool = False
+    memory: Callable[[], Any] | None = None
     elsewhere: Mapping[str, Any] = field(default_factory=dict)
     before_norm: Mapping[str, Any] = field(default_factory=dict)
 

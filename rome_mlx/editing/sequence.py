@@ -76,8 +76,7 @@ class EditSequence:
         self.hp = method.resolve(hyperparameters, decoder)
         self.layer = layer if layer is not None else method.layers_up_to(
             layer_to_edit(decoder, method, hyperparameters=hyperparameters).layer, self.hp)
-        self._layers = layers = ([self.layer] if isinstance(self.layer, int)
-                                 else list(self.layer or decoder.dense_layers))
+        layers = [self.layer] if isinstance(self.layer, int) else list(self.layer or ())
         self.moments = (find_moments(model, tokenizer, layers, moments) if method.needs_moments
                         else None)
         self.templates = context_templates or method.kept_templates(model, tokenizer, seed, self.hp)
@@ -88,7 +87,7 @@ class EditSequence:
         batches = Batches(self._run.path)
         self._total: Solved | Summed = (
             Solved(batches, method, decoder, layers, self.moments, self.hp, tuple(earlier))
-            if method.protects else Summed(batches))
+            if method.protects else Summed(batches, method.memory and method.memory()))
         self._events: list[Event] = []
         self.results: list[dict] = []
         self._restore()
@@ -132,7 +131,7 @@ class EditSequence:
         if carried is not None:
             self._carry(deltas)
         return Edit(method=self.method.name, requests=self._total.requests, deltas=deltas,
-                    layers=self._layers, hyperparameters=self.hp,
+                    layers=self._layers(deltas), hyperparameters=self.hp,
                     context_templates=self.templates, seed=self.seed,
                     details=self._total.details, moments=self.moments and self.moments.used,
                     **self._total.written(), **about)
@@ -166,9 +165,13 @@ class EditSequence:
             self._carried.revert(self.model)
         self._carried = None
         if deltas:
-            self._carried = Edit(self.method.name, self._total.requests, deltas, self._layers,
-                                 carries=self._digests)
+            self._carried = Edit(self.method.name, self._total.requests, deltas,
+                                 self._layers(deltas), carries=self._digests)
             self._carried.apply(self.model, force=True)
+
+    def _layers(self, deltas: dict[str, LowRank]) -> list[int]:
+        decoder = Decoder(self.model)
+        return [i for i in decoder.dense_layers if decoder.path(i, "down") in deltas]
 
     def _begun(self, directory) -> Run:
         run = Run(directory, {

@@ -74,8 +74,9 @@ class Summed:
     """Changes that add up, of methods whose edits do not know one another. Each batch's file holds
     the sum so far; those before the last two are dropped."""
 
-    def __init__(self, batches: Batches):
-        self.batches, self.options, self.details = batches, {}, {}
+    def __init__(self, batches: Batches, memory=None):
+        self.batches, self.details, self._memory = batches, {}, memory
+        self.options = {} if memory is None else {"running": memory}
         self._sum: dict[str, LowRank] = {}
         self._requests: dict[str, EditRequest] = {}
 
@@ -85,8 +86,10 @@ class Summed:
     def add(self, number: int, requests: Sequence[EditRequest], edit: Edit) -> None:
         for path, delta in edit.deltas.items():
             self._sum[path] = self._sum[path] + delta if path in self._sum else delta
-        self.batches.put(number, {f"{path}.{side}": getattr(delta, side)
-                                  for path, delta in self._sum.items() for side in "ab"})
+        self.batches.put(number, {
+            **{f"{path}.{side}": getattr(delta, side)
+               for path, delta in self._sum.items() for side in "ab"},
+            **({} if self._memory is None else self._memory.arrays())})
         self.batches.drop(number - 2)
         self._requests |= {_name(request): request for request in requests}
 
@@ -95,6 +98,8 @@ class Summed:
         stored = self.batches.get(len(events) - 1)
         self._sum = {name[:-2]: LowRank(stored[name], stored[f"{name[:-2]}.b"])
                      for name in stored if name.endswith(".a")}
+        if self._memory is not None:
+            self._memory.restore(stored)
 
     def withdraw(self, request: EditRequest) -> None:
         raise RomeError("only memit and alphaedit keep what it takes to withdraw one fact of a "

@@ -8,10 +8,12 @@ from .finetune import FT, FT_L
 from .lora import LORA
 from .memit import MEMIT
 from .rome import P_ROME, R_ROME, ROME
+from .ultraedit import ULTRAEDIT
 
 #: name -> Method
 METHODS: dict[str, Method] = {method.name: method for method in (
-    ROME, R_ROME, P_ROME, MEMIT, EMMET, ALPHAEDIT, FT, FT_L, LORA)}
+    ROME, R_ROME, P_ROME, MEMIT, EMMET, ALPHAEDIT, ULTRAEDIT, FT, FT_L,
+    LORA)}
 
 
 def find_method(name: str) -> Method:
