@@ -11,6 +11,7 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.editing.lowrank import dense
 from rome_mlx.evaluation.collapse import NORM_LIMIT, PERPLEXITY_LIMIT, Guard, perplexity
+from rome_mlx.evaluation.side_effects import neutral_tokens
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import find_module
 from rome_mlx.models.weights import weight as dequantized
@@ -25,6 +26,10 @@ def edit_of(change):
     return rm.Edit("rome", [REQUEST], {PATH: dense(change)}, [1])
 
 
+def neutral(model):
+    return neutral_tokens(model, FakeTokenizer(), None, 64)
+
+
 def test_perplexity_is_that_of_every_line_read_alone():
     model, tokenizer = tiny_model("llama"), FakeTokenizer()
     nll = []
@@ -33,7 +38,7 @@ def test_perplexity_is_that_of_every_line_read_alone():
         logits = model(ids)[0, :-1]
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         nll += (-mx.take_along_axis(log_p, ids[0, 1:, None], axis=1)[:, 0]).tolist()
-    assert perplexity(model, tokenizer) == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
+    assert perplexity(model, neutral(model)) == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
 
 
 def test_perplexity_in_bfloat16_is_that_of_its_logits_in_float64():
@@ -46,7 +51,7 @@ def test_perplexity_in_bfloat16_is_that_of_its_logits_in_float64():
     for row, logits in zip(rows, decoder.logits(h).astype(mx.float32), strict=True):
         read = np.array(logits, np.float64)[: len(row) - 1]
         nll += (logsumexp(read, axis=1) - read[range(len(read)), row[1:]]).tolist()
-    assert perplexity(model, tokenizer) == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
+    assert perplexity(model, neutral(model)) == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
 
 
 def test_growth_counts_all_applied_edits_together():
@@ -71,7 +76,7 @@ def test_past_either_limit_a_warning_names_the_value_and_the_remedy():
     model, tokenizer = tiny_model("llama"), FakeTokenizer()
     weight = np.array(find_module(model, PATH).weight, np.float64)
     guard = Guard(model, tokenizer)
-    guard.before = perplexity(model, tokenizer) / (1.01 * PERPLEXITY_LIMIT)
+    guard.before = perplexity(model, neutral(model)) / (1.01 * PERPLEXITY_LIMIT)
     with edit_of(1e-6 * weight.T).applied(model):
         only, = guard.check().warnings()
     assert "perplexity" in only and "take edits back" in only

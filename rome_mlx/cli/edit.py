@@ -35,8 +35,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--subject")
     parser.add_argument("--target-new", help="what the model should say")
     parser.add_argument("--requests", metavar="FILE",
-                        help="JSON or JSONL of many requests: written at once by memit, emmet, "
-                             "alphaedit, ultraedit, ft, ft-l and lora, one after the other by the rest")
+                        help="JSON or JSONL of many requests: written at once by methods of many "
+                             "facts, one after the other by rome, r-rome and p-rome")
     parser.add_argument("--method", default="rome",
                         help="rome, r-rome, p-rome, memit, emmet, alphaedit, ultraedit, ft, ft-l "
                              "or lora (default rome)")

@@ -113,6 +113,11 @@ class EditSequence:
         for i in range(held, len(requests), batch):
             yield self._written(requests[i: i + batch])
 
+    @property
+    def requests(self) -> list[EditRequest]:
+        """What is written and not withdrawn, in the order of the batches."""
+        return self._total.requests
+
     def withdraw(self, request: EditRequest) -> None:
         """Take one fact back: the equations are solved without its key and target. That is exact
         for these equations; what was written after it had found its values with it in place."""

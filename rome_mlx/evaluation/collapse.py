@@ -5,6 +5,7 @@ short text on nothing in particular (perplexity). The limits are a choice, made 
 edits in a row on the default model, in one order (docs/editing.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import mlx.core as mx
@@ -14,18 +15,19 @@ from ..models.applied import edits_of
 from ..models.decoder import Decoder
 from ..models.hooks import find_module
 from ..models.identity import original_weight
-from ..models.probabilities import chosen_log_probabilities
+from ..models.probabilities import chosen_log_probabilities, padded
 from .side_effects import neutral_tokens
 
 #: warn when a weight's norm, or the perplexity, has grown by more than this factor
 NORM_LIMIT, PERPLEXITY_LIMIT = 1.5, 1.2
 _LENGTH = 64  # tokens of a line
+_TEXTS = 16  # rows read at once
 
 
 @dataclass(frozen=True)
 class Health:
-    """edits: how many are applied; growth: {module path: ‖W + ΔW‖ / ‖W‖}, Frobenius; perplexity
-    on data/neutral.txt, and before the edits."""
+    """edits: how many requests are written; growth: {module path: ‖W + ΔW‖ / ‖W‖}, Frobenius;
+    perplexity on data/neutral.txt, and before the edits."""
 
     edits: int
     growth: dict[str, float]
@@ -55,15 +57,16 @@ class Guard:
     """
 
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
-        self.before = perplexity(model, tokenizer)
+        self.model, self._rows = model, neutral_tokens(model, tokenizer, None, _LENGTH)
+        self.before = perplexity(model, self._rows)
 
     def check(self) -> Health:
         """The model's state now."""
         edits = edits_of(self.model)
         paths = list(dict.fromkeys(path for edit in edits for path in edit.deltas))
-        return Health(len(edits), {path: self._growth(path, edits) for path in paths},
-                      perplexity(self.model, self.tokenizer), self.before)
+        return Health(sum(len(edit.requests) for edit in edits),
+                      {path: self._growth(path, edits) for path in paths},
+                      perplexity(self.model, self._rows), self.before)
 
     def _growth(self, path: str, edits) -> float:
         weight = np.array(original_weight(find_module(self.model, path)), np.float64)
@@ -72,12 +75,17 @@ class Guard:
         return float(np.linalg.norm(weight + change) / np.linalg.norm(weight))
 
 
-def perplexity(model, tokenizer) -> float:
-    """exp of the mean NLL per token over the lines of data/neutral.txt, each read alone."""
-    rows = neutral_tokens(model, tokenizer, None, _LENGTH)
-    width, decoder = max(map(len, rows)), Decoder(model)
-    h = decoder.run(decoder.enter(decoder.embed([row + [0] * (width - len(row)) for row in rows])))
-    read = [(i, t) for i, row in enumerate(rows) for t in range(len(row) - 1)]
-    h = h[tuple(mx.array(x) for x in zip(*read, strict=True))]
-    log_p = chosen_log_probabilities(decoder.logits(h), [rows[i][t + 1] for i, t in read])
-    return float(np.exp(-np.array(log_p, np.float64).mean()))
+def perplexity(model, rows: Sequence[Sequence[int]]) -> float:
+    """exp of the mean NLL per token over rows of ids, each read alone."""
+    decoder, total, read = Decoder(model), 0.0, 0
+    order = sorted((row for row in rows if len(row) > 1), key=len)
+    with decoder.fast_gates():
+        for i in range(0, len(order), _TEXTS):
+            some = order[i: i + _TEXTS]
+            h = decoder.run(decoder.enter(decoder.embed(padded(some))))
+            at = [(j, t) for j, row in enumerate(some) for t in range(len(row) - 1)]
+            h = h[tuple(mx.array(x) for x in zip(*at, strict=True))]
+            log_p = chosen_log_probabilities(decoder.logits(h), [some[j][t + 1] for j, t in at])
+            total -= float(np.array(log_p, np.float64).sum())
+            read += len(at)
+    return float(np.exp(total / read))
