@@ -16,6 +16,7 @@ from .common import (
     check_moments_corpus,
     given_hyperparameters,
     load_model,
+    positive,
     read_json,
     write_json,
 )
@@ -37,6 +38,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--requests", metavar="FILE",
                         help="JSON or JSONL of many requests: written at once by methods of many "
                              "facts, one after the other by rome, r-rome and p-rome")
+    parser.add_argument("--batch", type=positive, metavar="B",
+                        help="write --requests one batch after the other, without tracing or "
+                             "verifying each; with --save-path a run that is stopped goes on")
     parser.add_argument("--method", default="rome",
                         help="rome, r-rome, p-rome, memit, emmet, alphaedit, ultraedit, ft, ft-l "
                              "or lora (default rome)")
@@ -70,7 +74,8 @@ def run(args) -> int:
         raise RomeError("--report shows what --no-verify leaves out; give one or the other")
     cases = _cases(args)
     editor = find_method(args.method)
-    check_requests(request for request, _, _ in cases)
+    if args.batch is None:
+        check_requests(request for request, _, _ in cases)
     given = given_hyperparameters(args.hyperparameters, args.method)
     editor.resolve(given)  # refused before the model is read
     check_moments_corpus(args)
@@ -78,6 +83,10 @@ def run(args) -> int:
     check_file(args.report)
     if args.save_path is not None:
         check_destination(args.save_path)
+    if args.batch is not None:
+        from . import sequence
+
+        return sequence.write(args, [request for request, _, _ in cases], given)
     model, tokenizer = load_model(args)
     hp = editor.resolve(given, Decoder(model))
     groups = [[case] for case in cases] if editor.one_by_one else [cases]
@@ -166,6 +175,9 @@ def _cases(args) -> list[tuple]:
     """[(request, paraphrases, neighbors)] from the flags or the file."""
     from ..facts import EditRequest
 
+    if args.batch is not None and (args.requests is None or args.report is not None):
+        raise RomeError("--batch is of --requests, and leaves no --report; give --requests FILE, "
+                        "or one fact without --batch")
     flags = {"--prompt": args.prompt, "--subject": args.subject, "--target-new": args.target_new}
     if args.requests is None:
         if missing := [flag for flag, value in flags.items() if value is None]:
@@ -183,7 +195,7 @@ def _cases(args) -> list[tuple]:
 
 
 def _case(path: str, index: int, record) -> tuple:
-    from ..facts import EditRequest
+    from ..facts import EditRequest, Fact
 
     try:
         if "requested_rewrite" in record:  # CounterFact
@@ -191,8 +203,11 @@ def _case(path: str, index: int, record) -> tuple:
             return (EditRequest(rewrite["prompt"], rewrite["subject"],
                                 rewrite["target_new"]["str"], rewrite["target_true"]["str"]),
                     record.get("paraphrase_prompts", []), record.get("neighborhood_prompts", []))
-        return (EditRequest(record["prompt"], record["subject"], record["target_new"],
-                            record.get("target_true")),
+        prompt = record["prompt"]
+        if "{}" not in prompt:  # EasyEdit's: the subject stands in it
+            prompt = Fact.from_text(prompt, record["subject"]).prompt
+        return (EditRequest(prompt, record["subject"], record["target_new"],
+                            record.get("target_true", record.get("ground_truth"))),
                 record.get("paraphrases", []), record.get("neighbors", []))
     except (KeyError, TypeError, AttributeError) as error:
         raise RomeError(f"{path!r}, record {index}: needs prompt, subject and target_new "

@@ -3,6 +3,7 @@
   rome-mlx edits show edits/*
   rome-mlx edits stack edits/eiffel edits/louvre --save-path edits/both
   rome-mlx edits fuse edits/both --save-path models/edited
+  rome-mlx edits withdraw edits/many --subject "The Louvre"
 """
 
 from pathlib import Path
@@ -21,6 +22,11 @@ _STACK = """Save one edit that does what several of one model do together.
 _FUSE = """Write a full model with the edits in its weights, and say what rounding cost.
 
   rome-mlx edits fuse edits/both --save-path models/edited
+"""
+_WITHDRAW = """Take facts back out of a sequence that rome-mlx edit --batch saved: the equations of
+memit or alphaedit are solved without them. The rest stays as it was.
+
+  rome-mlx edits withdraw edits/many --subject "The Louvre"
 """
 
 
@@ -42,6 +48,15 @@ def add_arguments(parser) -> None:
                       help="all of a quantized model becomes float, not the edited modules alone")
     fuse.add_argument("--force", action="store_true", help="also into a model of other weights")
     fuse.add_argument("--json", metavar="FILE", help="write what rounding cost")
+    back = actions.add_parser("withdraw", help="take facts of a sequence back",
+                              description=_WITHDRAW)
+    back.add_argument("directory", metavar="DIR")
+    back.add_argument("--subject", required=True, help="of the facts to take back")
+    back.add_argument("--prompt", help="with {}; only the fact of this prompt")
+    back.add_argument("--moments", metavar="DIR", help="as the sequence was written with")
+    back.add_argument("--model", metavar="PATH|REPO", help="default: the one the edit is of")
+    back.add_argument("--dtype", default="auto",
+                      choices=["auto", "float32", "bfloat16", "stored"])
 
 
 def run(args) -> int:
@@ -49,6 +64,10 @@ def run(args) -> int:
     from ..editing.fuse import check_new
     from ..editing.saved import load_edit
 
+    if args.action == "withdraw":
+        from .sequence import withdraw
+
+        return withdraw(args)
     edits = [load_edit(directory) for directory in args.edits]
     check_file(getattr(args, "json", None))
     if args.action != "show":

@@ -20,6 +20,7 @@ from .lowrank import LowRank
 
 _TARGETS = ".targets"  # after a weight's path, of what its keys are to give
 _FORMAT = "rome-mlx edit 1"
+_SEQUENCE = "sequence"  # a directory beside them, where a sequence of edits is kept
 _FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors")
 
 
@@ -28,7 +29,7 @@ def check_destination(directory: str | Path) -> Path:
     path = Path(directory)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise RomeError(f"{str(path)!r} is not a directory; choose another path for the edit")
-    if path.is_dir() and (others := sorted(set(os.listdir(path)) - set(_FILES))):
+    if path.is_dir() and (others := sorted(set(os.listdir(path)) - {*_FILES, _SEQUENCE})):
         raise RomeError(f"{str(path)!r} holds other files ({', '.join(others[:3])}); choose a "
                         "new directory for the edit")
     check_writable(path)
@@ -38,9 +39,22 @@ def check_destination(directory: str | Path) -> Path:
 def save_edit(edit, directory: str | Path) -> None:
     """Write the directory that `mlx_lm.generate --adapter-path` and `load_edit` read.
 
-    All or nothing: it is written beside its place and moved there. An earlier edit is replaced.
+    All or nothing: it is written beside its place and moved there. An earlier edit is replaced;
+    where a sequence goes on in the directory, file by file.
     """
     path = check_destination(directory)
+    if not (path / _SEQUENCE).is_dir():
+        _write(edit, path)
+        return
+    made = path / _SEQUENCE / "saved"
+    _write(edit, made)
+    for name in _FILES:
+        if (made / name).exists():
+            os.replace(made / name, path / name)
+    made.rmdir()
+
+
+def _write(edit, path: Path) -> None:
     with whole_directory(path) as new:
         rank = max(d.rank for d in edit.deltas.values())
         save_file(_tensors(edit, rank), str(new / "adapters.safetensors"))

@@ -14,12 +14,13 @@ from ..models.identity import Identity
 from ..models.loading import describe
 from ..models.probabilities import token_scores
 from ..moments.lookup import find_moments
+from ..storage.files import read_json
 from ..storage.run_store import Item, Run
 from .edit import Edit, provenance
 from .layer_choice import layer_to_edit
 from .lowrank import LowRank
 from .method import Method
-from .methods import METHODS
+from .methods import METHODS, find_method
 from .methods.rome import rome
 from .requests import check_requests
 from .totals import Batches, Event, Solved, Summed
@@ -91,6 +92,21 @@ class EditSequence:
         self._events: list[Event] = []
         self.results: list[dict] = []
         self._restore()
+
+    @classmethod
+    def reopened(cls, model, tokenizer, directory: str | Path, *, moments=None) -> "EditSequence":
+        """The sequence that a directory keeps, with its settings. Raises RomeError where there is
+        none, and as the constructor."""
+        about = read_json(Path(directory) / "run.json")
+        try:
+            method = find_method(about["method"])
+            return cls(model, tokenizer, method.write, about["layers"], directory=directory,
+                       moments=moments, seed=about["seed"],
+                       hyperparameters=method.resolve(about["hyperparameters"]),
+                       context_templates=about["context_templates"])
+        except (KeyError, TypeError) as error:
+            raise RomeError(f"{str(directory)!r} keeps no sequence of edits ({error}); give a "
+                            "directory that EditSequence wrote") from error
 
     def __enter__(self) -> "EditSequence":
         return self

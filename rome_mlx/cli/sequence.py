@@ -1,0 +1,126 @@
+"""What `rome-mlx edit --batch` and `rome-mlx edits withdraw` do: sequences kept in a directory."""
+
+import sys
+import time
+from pathlib import Path
+
+from ..errors import RomeError
+from .common import load_model, write_json
+
+PLACE = "sequence"  # in the directory of the saved edit: what it takes to go on
+_EVERY = 100  # requests between two lines, where batches are small
+
+
+def write(args, requests: list, given) -> int:
+    """Write the requests of a file in batches, and save them as one edit."""
+    from ..editing.methods import find_method
+    from ..editing.sequence import EditSequence
+    from ..evaluation.collapse import Guard
+
+    began = time.monotonic()
+    model, tokenizer = load_model(args)
+    guard = Guard(model, tokenizer)
+    directory = args.save_path and Path(args.save_path) / PLACE
+    with EditSequence(model, tokenizer, find_method(args.method).write, _where(args, model, given),
+                      directory=directory, moments=_moments(args, model, tokenizer, given),
+                      hyperparameters=given, seed=args.seed) as sequence:
+        print(f"{len(requests):,} requests by {sequence.method.name}, {args.batch} a batch"
+              f"{_load(sequence, requests)}")
+        if there := len(sequence.requests):
+            print(f"{there:,} of them are there already; going on")
+        told = there
+        for edit in sequence.write(requests, args.batch):
+            done = len(sequence.requests)
+            if args.batch >= _EVERY or done - told >= _EVERY or done >= len(requests):
+                told = done
+                _tell(done, len(requests), edit, sequence.results[-1], args.batch)
+        health = guard.check()
+        print(f"\nPerplexity on a neutral text {health.perplexity_before:.1f} → "
+              f"{health.perplexity:.1f}; weights grew to "
+              f"{max(health.growth.values()):.3f} times at most")
+        for warning in health.warnings():
+            print(f"rome-mlx: {warning}", file=sys.stderr)
+        results = sequence.results
+        if directory is not None:
+            sequence.edit().save(args.save_path)
+            print(f"Saved in {args.save_path}\nas one edit, for --adapter-path; edits withdraw "
+                  "takes single facts back, and the\nsame command with more requests goes on.")
+    write_json(args.json, {"edits": results, "health": health.to_json(),
+                           "seconds": time.monotonic() - began})
+    return 0
+
+
+def withdraw(args) -> int:
+    """Take facts out of a saved sequence, and save it again."""
+    from ..editing.saved import load_edit
+    from ..editing.sequence import EditSequence
+    from ..models.loading import load
+
+    place = Path(args.directory) / PLACE
+    if not (place / "run.json").is_file():
+        raise RomeError(f"{args.directory!r} holds no sequence; give a directory that rome-mlx "
+                        "edit --batch saved")
+    source = args.model or load_edit(args.directory).model.get("path")
+    model, tokenizer = load(source, dtype=args.dtype)
+    with EditSequence.reopened(model, tokenizer, place, moments=args.moments) as sequence:
+        found = [one for one in sequence.requests if one.subject == args.subject
+                 and args.prompt in (None, one.prompt)]
+        if not found:
+            raise RomeError(f"no fact of {args.subject!r} is in {args.directory!r}; see rome-mlx "
+                            f"edits show {args.directory}")
+        for request in found:
+            sequence.withdraw(request)
+            print(f"Withdrawn: {request.text} → {request.target_new.strip()}")
+        sequence.edit().save(args.directory)
+    print(f"{args.directory}: {len(sequence.requests):,} facts left")
+    return 0
+
+
+def _where(args, model, given):
+    """The layers to edit, None for those that the method itself names."""
+    from ..editing.methods import find_method
+    from ..models.decoder import Decoder
+
+    if args.layer == "auto":
+        return None
+    method = find_method(args.method)
+    return method.layers_up_to(args.layer, method.resolve(given, Decoder(model)))
+
+
+def _moments(args, model, tokenizer, given):
+    """C of the layers that will be edited, counted where it is missing."""
+    from ..editing.layer_choice import layer_to_edit
+    from ..editing.methods import find_method
+    from ..models.decoder import Decoder
+    from ..moments.lookup import ensure_moments
+
+    method, decoder = find_method(args.method), Decoder(model)
+    if not method.needs_moments:
+        return None
+    layers = _where(args, model, given)
+    if layers is None:
+        layers = method.layers_up_to(layer_to_edit(decoder, method, hyperparameters=given).layer,
+                                     method.resolve(given, decoder))
+    return ensure_moments(model, tokenizer, [layers] if isinstance(layers, int) else layers,
+                          args.moments, seed=args.seed, corpus=args.corpus)
+
+
+def _load(sequence, requests) -> str:
+    """Where they go, and how many that is for each dimension of the keys."""
+    from ..models.decoder import Decoder
+    from ..models.weights import weight_shape
+
+    decoder = Decoder(sequence.model)
+    width = weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1]
+    layers = [sequence.layer] if isinstance(sequence.layer, int) else sequence.layer
+    where = f", at layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
+    return f"{where}\n  ({len(requests) / width:.2f} for each of the keys' {width:,} dimensions)"
+
+
+def _tell(done: int, count: int, edit, result: dict, batch: int) -> None:
+    likelier = edit.numbers["likelier"]
+    second = result["seconds"] / len(edit.requests)
+    left = second * (count - done) / 60
+    print(f"{done:>6,}  the batch: {edit.numbers['said']:3.0f} % said"
+          + (f", {likelier:3.0f} % likelier than before" if likelier is not None else "")
+          + f"; {second:.2f} s an edit, {left:.0f} min left", flush=True)
