@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from timing import mx, peak_gflops
 
-WORKS = ("command", "threads", "edit", "trace", "moments", "eval")
+WORKS = ("command", "threads", "edit", "trace", "moments", "eval", "sequence")
 
 
 class Claim(NamedTuple):
@@ -48,6 +48,9 @@ CLAIMS = [
           lambda s: s <= 1.5),
     Claim("and more than 10 times as fast as the authors' way", "edit", "rome, preset",
           "torch_ratio", lambda ratio: ratio > 10),
+    Claim("after a thousand edits a batch takes no more than 1.3 times its time", "sequence",
+          "sequence", "growth", lambda ratio: ratio <= 1.3),
+    Claim("nor more memory", "sequence", "sequence", "memory_growth", lambda ratio: ratio <= 1.1),
     *(Claim(f"a map of {kind} restorations 5 times as fast as cell by cell", "trace", kind,
             "direct_ratio", lambda ratio: ratio >= 5) for kind in ("hidden", "mlp", "attn")),
 ]

@@ -1,0 +1,108 @@
+"""The curves of several runs of lifelong.py, and their table.
+
+  python benchmarks/lifelong_plot.py runs/memit-100 runs/alphaedit-100 --plot lifelong.png
+
+Against edits for each dimension of the keys. Runs that differ in --seed alone become one line, the
+mean over seeds, with their range.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PANELS = (("likelier_all", "new answer likelier, all, %"),
+          ("said_all", "new answer said, all, %"),
+          ("likelier_first", "of the first hundred, %"),
+          ("paraphrase_all", "after a paraphrase, %"),
+          ("neighbors_held", "neighbors right that were, %"), ("perplexity", "perplexity, times"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="DIR")
+    parser.add_argument("--width", type=int, default=1536, help="of the keys (default 1536)")
+    parser.add_argument("--plot", metavar="FILE.png")
+    args = parser.parse_args()
+    lines = read(args.runs)
+    table(lines)
+    if args.plot:
+        draw(lines, args.width, args.plot)
+
+
+def read(runs: list[str]) -> dict[str, dict[int, list[dict]]]:
+    """{name of a line: {edits: what each seed measured}}."""
+    lines: dict = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        about = json.loads((Path(run) / "measures/run.json").read_text())
+        name = f"{about['method']}, {about['batch']} a batch"
+        if about["hyperparameters"]:
+            name += " " + about["hyperparameters"]
+        for file in sorted((Path(run) / "measures").glob("at_*.json")):
+            found = json.loads(file.read_text())
+            lines[name][found["edits"]].append(found)
+    return lines
+
+
+def value(found: dict, name: str) -> float:
+    if name == "perplexity":
+        return found["perplexity"]["wikipedia"] / found["perplexity_before"]["wikipedia"]
+    return found[name]["mean"]
+
+
+def table(lines) -> None:
+    print("| method | edits | seeds | " + " | ".join(words for _, words in PANELS)
+          + " | texts | norm |\n" + "|---" * (len(PANELS) + 5) + "|")
+    for name, at in lines.items():
+        for edits, seeds in sorted(at.items()):
+            cells = []
+            for key, _ in PANELS:
+                values = [value(found, key) for found in seeds]
+                digits = 2 if key == "perplexity" else 1
+                cells.append(f"{np.mean(values):.{digits}f}" + (
+                    f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+                    if len(values) > 1 else ci(seeds[0], key)))
+            texts = np.mean([one["perplexity"]["texts"] / one["perplexity_before"]["texts"]
+                             for one in seeds])
+            growth = np.mean([max(one["growth"].values()) for one in seeds])
+            print(f"| {name} | {edits} | {len(seeds)} | {' | '.join(cells)} | {texts:.2f} | "
+                  f"{growth:.3f} |")
+
+
+def ci(found: dict, key: str) -> str:
+    if key == "perplexity":
+        return ""
+    low, high = found[key]["ci95"]
+    return f" [{low:.0f}, {high:.0f}]"
+
+
+def draw(lines, width: int, path: str) -> None:
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (key, words) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        for name, at in lines.items():
+            edits = sorted(at)
+            rows = [[value(found, key) for found in at[count]] for count in edits]
+            x = [count / width for count in edits]
+            axes.plot(x, [np.mean(row) for row in rows], marker="o", markersize=3, label=name)
+            axes.fill_between(x, [min(row) for row in rows], [max(row) for row in rows], alpha=0.2)
+        axes.set_title(words, fontsize=9)
+        axes.set_xscale("log")
+        if key == "perplexity":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0, 102)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("edits for each dimension of the keys", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
