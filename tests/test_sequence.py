@@ -16,6 +16,7 @@ from samples import arrays, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
+from rome_mlx.editing import sequence as module
 from rome_mlx.editing.least_squares import LeastSquares
 from rome_mlx.editing.sequence import EditSequence
 from rome_mlx.models.applied import edits_of
@@ -226,6 +227,37 @@ def test_a_directory_refuses_other_requests_and_other_settings(tmp_path):
         sequence(tiny_model("llama", seed=1), directory=tmp_path / "s")
     with pytest.raises(rm.RomeError, match="method"):
         sequence(tiny_model("llama"), rm.alphaedit, directory=tmp_path / "s")
+
+
+def test_a_request_given_twice_in_a_batch_is_one_fact_also_when_read_back(tmp_path):
+    twice = [REQUESTS[0], REQUESTS[0], REQUESTS[1],
+             dataclasses.replace(REQUESTS[1], target_true="y")]
+    with sequence(tiny_model("llama"), directory=tmp_path / "s") as going:
+        list(going.write([*twice, REQUESTS[2]], batch=4))
+        one = going.edit()
+    with sequence(tiny_model("llama"), directory=tmp_path / "s") as going:
+        other = going.edit()
+    assert len(one.requests) == 3 and one.requests == other.requests
+    alike(written(one), written(other), 1e-12)
+    alike(written(one), closed_form(rm.memit, one))
+
+
+def test_a_sequence_stopped_within_a_batch_says_so_and_goes_on_from_its_directory(
+        tmp_path, monkeypatch):
+    with sequence(tiny_model("llama"), directory=tmp_path / "s") as going:
+        steps = going.write(REQUESTS, batch=2)
+        next(steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "efficacy", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                next(steps)
+        for act in (going.edit, lambda: next(going.write(REQUESTS, 2)),
+                    lambda: going.withdraw(REQUESTS[0])):
+            with pytest.raises(rm.RomeError, match="interrupted within a batch"):
+                act()
+    with sequence(tiny_model("llama"), directory=tmp_path / "s") as going:
+        assert len(list(going.write(REQUESTS, batch=2))) == 2
+        alike(written(going.edit()), closed_form(rm.memit, going.edit()))
 
 
 def test_withdrawals_are_kept_too(tmp_path):

@@ -23,7 +23,7 @@ from .method import Method
 from .methods import METHODS, find_method
 from .methods.rome import rome
 from .requests import check_requests
-from .totals import Batches, Event, Solved, Summed
+from .totals import Batches, Event, Solved, Summed, distinct
 
 
 def in_sequence(model, tokenizer, requests: Iterable[EditRequest],
@@ -90,6 +90,7 @@ class EditSequence:
             Solved(batches, method, decoder, layers, self.moments, self.hp, tuple(earlier))
             if method.protects else Summed(batches, method.memory and method.memory()))
         self._events: list[Event] = []
+        self._whole = True
         self.results: list[dict] = []
         self._restore()
 
@@ -123,6 +124,7 @@ class EditSequence:
         again, and not yielded. Raises RomeError for others, and for conflicting requests in a
         batch; a later one takes the place of an earlier one for the same prompt and subject.
         """
+        self._check_whole()
         requests = _checked(self.method, requests, batch)
         held = self._claimed(requests)
         self._carry(self._total.deltas())
@@ -137,6 +139,7 @@ class EditSequence:
     def withdraw(self, request: EditRequest) -> None:
         """Take one fact back: the equations are solved without its key and target. That is exact
         for these equations; what was written after it had found its values with it in place."""
+        self._check_whole()
         self._total.withdraw(request)
         self._carry(self._total.deltas())
         self._done(Event(withdrawn=request), {})
@@ -144,6 +147,7 @@ class EditSequence:
     def edit(self) -> Edit:
         """Everything as one Edit of the model that the sequence began with, of a rank that is
         bounded by the weights' sizes, to save, apply or stack as any other."""
+        self._check_whole()
         deltas = self._total.deltas()
         if not deltas:
             raise RomeError("nothing has been written yet, or all of it was withdrawn")
@@ -158,10 +162,10 @@ class EditSequence:
                     **self._total.written(), **about)
 
     def _written(self, group: list[EditRequest]) -> Edit:
-        began = time.monotonic()
-        requests = check_requests(group)
-        self._total.leave(requests)
-        self._carry(self._total.deltas())
+        began, self._whole = time.monotonic(), False
+        requests = distinct(group)
+        if self._total.leave(requests):
+            self._carry(self._total.deltas())
         edit = self.method.write(
             self.model, self.tokenizer, requests if len(requests) > 1 else requests[0], self.layer,
             moments=self.moments, hyperparameters=self.hp, seed=self.seed,
@@ -171,7 +175,13 @@ class EditSequence:
         self._carry(self._total.deltas())
         edit.numbers = efficacy(self.model, self.tokenizer, requests)
         self._done(Event(tuple(group)), {**edit.numbers, "seconds": time.monotonic() - began})
+        self._whole = True
         return edit
+
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise RomeError("the sequence was interrupted within a batch; make it anew, with its "
+                            "directory to go on from the batch before")
 
     def _done(self, event: Event, result: dict) -> None:
         item = _item(len(self._events))
@@ -195,12 +205,14 @@ class EditSequence:
         return [i for i in decoder.dense_layers if decoder.path(i, "down") in deltas]
 
     def _begun(self, directory) -> Run:
+        if directory is None:
+            return Run(None, {})
         run = Run(directory, {
             "method": self.method.name, "layers": self.layer, "seed": self.seed,
             "hyperparameters": asdict(self.hp), "context_templates": self.templates,
             "moments": self.moments and self.moments.used,
             "model": describe(self.model, self.tokenizer)}, Identity.of(self.model))
-        if run.path is not None and run.group.size() > 1:
+        if run.group.size() > 1:
             raise RomeError("a sequence that is kept runs in one process; start it without "
                             "mlx.launch")
         return run

@@ -80,8 +80,9 @@ class Summed:
         self._sum: dict[str, LowRank] = {}
         self._requests: dict[str, EditRequest] = {}
 
-    def leave(self, requests: Sequence[EditRequest]) -> None:
-        """A fact that comes again is written over."""
+    def leave(self, requests: Sequence[EditRequest]) -> bool:
+        """A fact that comes again is written over: nothing has to be taken out."""
+        return False
 
     def add(self, number: int, requests: Sequence[EditRequest], edit: Edit) -> None:
         for path, delta in edit.deltas.items():
@@ -135,11 +136,12 @@ class Solved:
                 self.details.setdefault(name, []).append({"layer": layer, **about})
         self.options = {"written": self._equations}
 
-    def leave(self, requests: Sequence[EditRequest]) -> None:
+    def leave(self, requests: Sequence[EditRequest]) -> bool:
         """Take out what was written for the same prompts and subjects: with both answers in, the
-        new one would be reached half-way."""
-        if self._left(requests):
+        new one would be reached half-way. Whether there was anything."""
+        if left := self._left(requests):
             self._solve()
+        return left
 
     def add(self, number: int, requests: Sequence[EditRequest], edit: Edit) -> None:
         arrays = {}
@@ -158,8 +160,9 @@ class Solved:
             if event.withdrawn is not None:
                 self._left([event.withdrawn])
             else:
-                self._left(event.requests)
-                self._hold(number, event.requests)
+                requests = distinct(event.requests)
+                self._left(requests)
+                self._hold(number, requests)
         self._solve()
 
     def withdraw(self, request: EditRequest) -> None:
@@ -212,6 +215,11 @@ class Solved:
     def _solve(self) -> None:
         self._change = {path: equations.change() for path, equations in self._equations.items()
                         } if self._place else {}
+
+
+def distinct(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """One request for each fact, of a batch in which none is against another."""
+    return list({_name(request): request for request in requests}.values())
 
 
 def _name(request: EditRequest) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..editing.layer_choice import LayerChoice, layer_to_edit
 from ..editing.methods import ROME, find_method
 from ..editing.requests import check_requests
-from ..editing.sequence import in_sequence
+from ..editing.sequence import EditSequence
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..models.identity import Identity
@@ -116,14 +116,17 @@ class Editing:
         if self.editor is None:
             yield
             return
-        steps = in_sequence(self.model, self.tokenizer, requests, self.editor.write, self.where,
-                            batch=self.batch, **self.options)
-        try:
-            for _ in range(-(-len(check_requests(requests)) // self.batch)):
-                next(steps)
+        if len(requests) <= self.batch:
+            with self.editor.write(self.model, self.tokenizer,
+                                   requests if self.batch > 1 else requests[0], self.where,
+                                   **self.options).applied(self.model):
+                yield
+            return
+        with EditSequence(self.model, self.tokenizer, self.editor.write, self.where,
+                          **self.options) as sequence:
+            for _ in sequence.write(requests, self.batch):
+                pass
             yield
-        finally:
-            steps.close()
 
 
 class Measuring:
