@@ -147,6 +147,7 @@ class Measuring:
         return {"edits": count, **found, "neighbors_held": interval(held),
                 "neighbors_same": interval(same), "perplexity": self._perplexity(),
                 "perplexity_before": before["perplexity"], "growth": self._growth(),
+                "disturbance": sequence.disturbance(),
                 "seconds": [one["seconds"] for one in sequence.results]}
 
     def _likelier(self, prompt: str, one: str, other: str, records) -> tuple[list, list]:

@@ -297,6 +297,24 @@ def test_what_is_no_editor_is_refused_and_rank_one_methods_cannot_withdraw():
             going.withdraw(REQUESTS[0])
 
 
+@pytest.mark.parametrize("editor", [rm.memit, rm.rome])
+def test_the_disturbance_is_the_mean_square_of_what_changes_for_keys(editor):
+    model, random = tiny_model("llama"), np.random.RandomState(0)
+    keys = random.randn(48, 200)
+    options = {"hyperparameters": HP.get(editor, {"v_num_grad_steps": 2})}
+    with EditSequence(model, FakeTokenizer(), editor, 1, moments={1: keys @ keys.T / 200},
+                      context_templates=["{}"], **options) as going:
+        assert going.disturbance() == {}
+        list(going.write(REQUESTS[:3]))
+        change, = written(going.edit()).values()
+        (path, found), = going.disturbance().items()
+    weight = np.array(model.layers[1].mlp.down_proj.weight, np.float64)
+    energy = (np.linalg.norm(change @ keys, axis=0)**2).mean()
+    assert path == PATHS[1] and found["energy"] == pytest.approx(energy)
+    assert found["share"] == pytest.approx(
+        energy / (np.linalg.norm(weight @ keys, axis=0)**2).mean())
+
+
 def test_edits_that_were_on_the_model_are_protected_and_stay():
     model = tiny_model("llama")
     first = rm.memit(model, FakeTokenizer(), REQUESTS[:1], LAYERS, moments=MOMENTS,

@@ -10,13 +10,13 @@ import numpy as np
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.decoder import Decoder
-from ..models.identity import Identity
+from ..models.identity import Identity, original_weight
 from ..models.loading import describe
-from ..models.probabilities import token_scores
 from ..moments.lookup import find_moments
 from ..storage.files import read_json
 from ..storage.run_store import Item, Run
 from .edit import Edit, provenance
+from .efficacy import efficacy
 from .layer_choice import layer_to_edit
 from .lowrank import LowRank
 from .method import Method
@@ -161,6 +161,19 @@ class EditSequence:
                     details=self._total.details, moments=self.moments and self.moments.used,
                     **self._total.written(), **about)
 
+    def disturbance(self) -> dict[str, dict[str, float]]:
+        """How far all of it moves what the weights give for text: {module path: {"energy":
+        E‖ΔWk‖² = tr(ΔCΔᵀ), "share": of the weight's own E‖Wk‖²}}, over the keys of C. The sum of
+        the energies is what perplexity follows (docs/limits.md). Empty for methods without C."""
+        found: dict[str, dict[str, float]] = {}
+        decoder, deltas = Decoder(self.model), self._total.deltas() if self.moments else {}
+        for layer in self._layers(deltas):
+            path, matrix = decoder.path(layer, "down"), self.moments.matrix(layer)
+            own = np.array(original_weight(decoder.module(layer, "down")), np.float64).T
+            energy = _energy(deltas[path].a @ deltas[path].b, matrix)
+            found[path] = {"energy": energy, "share": energy / _energy(own, matrix)}
+        return found
+
     def _written(self, group: list[EditRequest]) -> Edit:
         began, self._whole = time.monotonic(), False
         requests = distinct(group)
@@ -257,22 +270,9 @@ def _checked(method: Method, requests: EditRequest | Iterable[EditRequest],
     return requests
 
 
-def efficacy(model, tokenizer, requests: Sequence[EditRequest]) -> dict:
-    """{"said", "likelier"}: the share of requests of which the model says every token of the target
-    (teacher forcing), and finds it likelier a token than the old one, where that is given; in
-    percent, None without any."""
-    pairs = [(one.text, target) for one in requests
-             for target in (one.target_new, one.target_true) if target is not None]
-    scores = dict(zip(pairs, token_scores(model, tokenizer, pairs), strict=True))
-
-    def nll(request: EditRequest, target: str) -> float:
-        return float(np.mean([one for one, _ in scores[request.text, target]]))
-
-    said = [all(right for _, right in scores[one.text, one.target_new]) for one in requests]
-    likelier = [nll(one, one.target_new) < nll(one, one.target_true) for one in requests
-                if one.target_true is not None]
-    return {"said": 100 * float(np.mean(said)),
-            "likelier": 100 * float(np.mean(likelier)) if likelier else None}
+def _energy(change: np.ndarray, matrix: np.ndarray) -> float:
+    """E‖changeᵀ k‖² of keys with the second moment `matrix`; change: (d_in, d_out)."""
+    return float(np.sum(change * (matrix @ change)))
 
 
 def _item(number: int) -> Item:
