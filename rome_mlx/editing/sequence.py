@@ -1,7 +1,7 @@
 """Edits that follow one another, each computed on the model that carries those before it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
