@@ -265,6 +265,26 @@ def test_alphaedit_protects_the_keys_of_edits_applied_or_loaded(tmp_path):
         assert np.linalg.norm(update(known).T @ key) < np.linalg.norm(update(forgotten).T @ key)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_anchored_values_are_as_long_as_the_unedited_models(share):
+    model = tiny_model("llama")
+    change = rm.Edit("rome", REQUESTS, {"model.layers.1.mlp.down_proj": rm.LowRank(
+        0.3 * np.random.RandomState(0).randn(48, 2), np.random.RandomState(1).randn(2, 32))}, [1])
+    free = dict(STEPS, update_weight=1e-6)
+    decoder = Decoder(model)
+    plain = read_states(decoder, FakeTokenizer(), bare(), 2)
+    with change.applied(model):
+        goals = {}
+        for anchor in (0.0, share):
+            edit = edited(model, rm.memit, hyperparameters=free | {"anchor": anchor})
+            with edit.applied(model):
+                goals[anchor] = read_states(decoder, FakeTokenizer(), bare(), 2)
+    lengths = {name: np.linalg.norm(x, axis=1) for name, x in goals.items()}
+    wanted = np.linalg.norm(plain, axis=1)**share * lengths[0.0]**(1 - share)
+    np.testing.assert_allclose(lengths[share], wanted, rtol=0.02)
+    assert np.abs(lengths[0.0] / wanted - 1).max() > 0.1
+
+
 def test_a_stack_keeps_the_keys_of_all():
     model = tiny_model("llama")
     edits = [edited(model, rm.alphaedit, REQUESTS[:1]), edited(model, rm.memit, REQUESTS[1:])]

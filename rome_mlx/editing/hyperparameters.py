@@ -41,7 +41,7 @@ class ValueHyperparameters:
             raise RomeError(f"v_rule is {self.v_rule!r}; choose from {', '.join(STEP_RULES)}")
 
 
-_MAY_BE_ZERO = {"v_weight_decay", "kl_factor", "v_stop", "ridge", "stop"}
+_MAY_BE_ZERO = {"v_weight_decay", "kl_factor", "v_stop", "ridge", "stop", "anchor"}
 
 
 def check_numbers(hp) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import RomeError
-from ..models.applied import edits_of
+from ..models.applied import edits_of, without_edits
 from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
 from .before_norm import before_norm, normed
@@ -58,6 +58,8 @@ def spread(method: Method, model, tokenizer, requests, layers=None, *, moments=N
     if values is None:
         values = find_values(decoder, tokenizer, requests, templates, layers[-1], hp, report)
     goal = _goal(decoder, tokenizer, requests, layers[-1], values)  # z, (n, dim)
+    if share := getattr(hp, "anchor", 0.0):
+        goal = _anchored(decoder, tokenizer, requests, layers[-1], goal, share)
 
     found, keys, targets = [], {}, {}  # edits of one layer each, and what they write where
     details: dict[str, list] = {}
@@ -142,6 +144,17 @@ def _goal(decoder: Decoder, tokenizer, requests, layer: int, values) -> np.ndarr
     changed = outputs + np.stack([value.delta for value in values])
     return (_states(decoder, tokenizer, requests, layer)
             + decoder.residual(layer) * (normed(norm, changed) - normed(norm, outputs)))
+
+
+def _anchored(decoder: Decoder, tokenizer, requests, layer: int, goal: np.ndarray,
+              share: float) -> np.ndarray:
+    """z with the norm that the block's output has there without any edit: wholly for a share of 1.
+    In a sequence values and weights else make one another longer (Norm-Anchor Scaling,
+    2602.02543, which takes one norm for all requests)."""
+    with without_edits(decoder.model):
+        states = _states(decoder, tokenizer, requests, layer)
+    lengths, wanted = (np.linalg.norm(x, axis=1, keepdims=True) for x in (goal, states))
+    return goal * (wanted / lengths)**share
 
 
 def _residual(decoder: Decoder, tokenizer, requests, layer: int, share: np.ndarray) -> np.ndarray:

@@ -21,13 +21,14 @@ _MOST_ENERGY = 0.1  # of the keys', above which directions are no null space
 class AlphaEditHyperparameters(ValueHyperparameters):
     """energy: the share of E‖k‖² = trace C that the directions in which the weight may change hold
     at most; threshold: the published rule in its place, directions where C's eigenvalue is below
-    it; regularization: λ, against large updates."""
+    it; regularization: λ, against large updates; anchor: as in MEMIT."""
 
     clamp_norm_factor: float = 0.75
     layers: tuple[int, ...] | None = None
     energy: float = 0.01
     threshold: float | None = None
     regularization: float = 10.0
+    anchor: float = 0.0
 
 
 #: the published threshold and λ are in units of GPT-2 XL's keys; where keys have so little energy

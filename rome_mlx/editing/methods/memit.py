@@ -15,11 +15,13 @@ from ..spread import BEFORE_NORM, sampled_templates, spread
 
 @dataclass(frozen=True)
 class MemitHyperparameters(ValueHyperparameters):
-    """layers: those that share the residual; update_weight: λ of (λC + KKᵀ)."""
+    """layers: those that share the residual; update_weight: λ of (λC + KKᵀ); anchor: 1 for values z
+    as long as the unedited model's, for long sequences (see `spread`)."""
 
     clamp_norm_factor: float = 0.75
     layers: tuple[int, ...] | None = None
     update_weight: float = 20000.0
+    anchor: float = 0.0
 
 
 PRESETS = named({
