@@ -12,7 +12,7 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.editing.edit import LowRank
 from rome_mlx.editing.key import read_keys
-from rome_mlx.editing.methods.rome import inverse_direction, rank_one_update
+from rome_mlx.editing.methods.rome import ROME, inverse_direction, rank_one_update
 from rome_mlx.editing.value import _logits, _rows, _suffixes, optimize_values
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.identity import fingerprint
@@ -155,7 +155,7 @@ def test_rome_and_its_repairs_differ_in_the_contexts_of_key_and_output():
                                    inverse_direction(matrix, key), atol=1e-9)
     rome, repaired = edited(model), edited(model, method=rm.r_rome)
     value, = optimize_values(decoder, tokenizer, [REQUEST], TEMPLATES, layer,
-                             rm.Hyperparameters())
+                             ROME.resolve(None, decoder))
     target = value.initial + value.delta
     along = inverse_direction(matrix, mean)
     np.testing.assert_allclose(
