@@ -99,8 +99,7 @@ def calibrate(model, tokenizer, *, time: float = 1200, layers: Sequence[int] | N
     about = {"seed": seed, "versions": versions()}
     asked = _run(identity, "facts", about)
     records, reported = _records(asked, model, tokenizer, seed, tell)
-    usable = [i for i in decoder.dense_layers if not isinstance(moments, str | Path)
-              or store.layer_path(moments, i).exists()] or decoder.dense_layers
+    usable = _usable(decoder, moments)
     layers = sorted({start.layer, *(decoder.check_layer(i) for i in layers or candidate_layers(
         len(decoder.layers), usable,
         [start.layer, *_screened(asked, model, tokenizer, records)]))})
@@ -145,6 +144,12 @@ def _run(identity: Identity, what: str, about: dict) -> Run:
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
     return Run(cache_directory() / "calibrations" / identity.digest / f"{what}-{name}", about,
                identity)
+
+
+def _usable(decoder: Decoder, moments) -> list[int]:
+    """Layers that can be edited, of a directory of moments those that it has."""
+    return [i for i in decoder.dense_layers if not isinstance(moments, str | Path)
+            or store.layer_path(moments, i).exists()] or decoder.dense_layers
 
 
 def _counted(decoder: Decoder, usable: Sequence[int], layers: Sequence[int], moments) -> list[int]:

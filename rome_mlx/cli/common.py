@@ -1,6 +1,7 @@
 """What the commands share: the model's flags, numbers, lists and JSON files."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..errors import RomeError
@@ -117,3 +118,14 @@ def check_file(path: str | None) -> None:
     if not Path(path).absolute().parent.is_dir():
         raise RomeError(f"cannot write {path!r}: its directory does not exist; make it first")
     check_writable(path)
+
+
+def tell_health(guard):
+    """Print how the model with all edits stands; warnings on stderr. Returns its Health."""
+    health = guard.check()
+    print(f"\nTogether: perplexity on a neutral text {health.perplexity_before:.1f} → "
+          f"{health.perplexity:.1f};\n  weights grew to "
+          f"{max(health.growth.values()):.3f} times at most")
+    for warning in health.warnings():
+        print(f"rome-mlx: {warning}", file=sys.stderr)
+    return health

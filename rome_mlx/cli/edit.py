@@ -18,6 +18,7 @@ from .common import (
     load_model,
     positive,
     read_json,
+    tell_health,
     write_json,
 )
 
@@ -104,7 +105,7 @@ def run(args) -> int:
             edits.append(written[0].edit)
             if len(cases) > 1:
                 edits[-1].apply(model)
-        health = guard and _tell_health(guard)
+        health = guard and tell_health(guard)
     finally:
         for edit in reversed(edits):
             if edit.is_applied(model):
@@ -145,16 +146,6 @@ def _tell_missed(found) -> int:
               f"still likelier at {', '.join(map(repr, missed[:3]))}"
               f"{' …' if len(missed) > 3 else ''}", file=sys.stderr)
     return 1 if missed else 0
-
-
-def _tell_health(guard):
-    health = guard.check()
-    print(f"\nTogether: perplexity on a neutral text {health.perplexity_before:.1f} → "
-          f"{health.perplexity:.1f};\n  weights grew to "
-          f"{max(health.growth.values()):.3f} times at most")
-    for warning in health.warnings():
-        print(f"rome-mlx: {warning}", file=sys.stderr)
-    return health
 
 
 def _save(args, edits) -> None:

@@ -1,11 +1,10 @@
 """What `rome-mlx edit --batch` and `rome-mlx edits withdraw` do: sequences kept in a directory."""
 
-import sys
 import time
 from pathlib import Path
 
 from ..errors import RomeError
-from .common import load_model, write_json
+from .common import load_model, tell_health, write_json
 
 PLACE = "sequence"  # in the directory of the saved edit: what it takes to go on
 _EVERY = 100  # requests between two lines, where batches are small
@@ -34,12 +33,7 @@ def write(args, requests: list, given) -> int:
             if args.batch >= _EVERY or done - told >= _EVERY or done >= len(requests):
                 told = done
                 _tell(done, len(requests), edit, sequence.results[-1], args.batch)
-        health = guard.check()
-        print(f"\nPerplexity on a neutral text {health.perplexity_before:.1f} → "
-              f"{health.perplexity:.1f}; weights grew to "
-              f"{max(health.growth.values()):.3f} times at most")
-        for warning in health.warnings():
-            print(f"rome-mlx: {warning}", file=sys.stderr)
+        health = tell_health(guard)
         results = sequence.results
         if directory is not None:
             sequence.edit().save(args.save_path)
