@@ -26,12 +26,10 @@ import numpy as np  # noqa: E402
 import rome_mlx as rm  # noqa: E402
 from rome_mlx.cli.common import positive  # noqa: E402
 from rome_mlx.editing.methods import find_method  # noqa: E402
-from rome_mlx.evaluation.collapse import perplexity  # noqa: E402
+from rome_mlx.evaluation.collapse import growth, perplexity  # noqa: E402
 from rome_mlx.intervals import mean_interval  # noqa: E402
-from rome_mlx.models.applied import edits_of  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
-from rome_mlx.models.hooks import find_module  # noqa: E402
-from rome_mlx.models.identity import Identity, original_weight  # noqa: E402
+from rome_mlx.models.identity import Identity  # noqa: E402
 from rome_mlx.models.probabilities import said, token_scores  # noqa: E402
 from rome_mlx.models.tokens import encode  # noqa: E402
 from rome_mlx.moments.lookup import ensure_moments  # noqa: E402
@@ -146,7 +144,7 @@ class Measuring:
         held = [now for now, was in zip(near, before["right"], strict=False) if was]
         return {"edits": count, **found, "neighbors_held": interval(held),
                 "neighbors_same": interval(same), "perplexity": self._perplexity(),
-                "perplexity_before": before["perplexity"], "growth": self._growth(),
+                "perplexity_before": before["perplexity"], "growth": growth(self.model),
                 "disturbance": sequence.disturbance(),
                 "seconds": [one["seconds"] for one in sequence.results]}
 
@@ -160,16 +158,6 @@ class Measuring:
 
     def _perplexity(self) -> dict:
         return {name: perplexity(self.model, rows) for name, rows in self.rows.items()}
-
-    def _growth(self) -> dict:
-        """‖W + ΔW‖ / ‖W‖ of the weights that are edited."""
-        found = {}
-        for path in {path for edit in edits_of(self.model) for path in edit.deltas}:
-            module = find_module(self.model, path)
-            now, start = (np.array(x, np.float64) for x in (module.weight,
-                                                            original_weight(module)))
-            found[path] = float(np.linalg.norm(now) / np.linalg.norm(start))
-        return found
 
     def _ids(self, texts) -> list[list[int]]:
         return [encode(self.tokenizer, text).ids[:256] for text in texts]

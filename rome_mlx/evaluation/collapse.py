@@ -63,16 +63,20 @@ class Guard:
     def check(self) -> Health:
         """The model's state now."""
         edits = edits_of(self.model)
-        paths = list(dict.fromkeys(path for edit in edits for path in edit.deltas))
         return Health(sum(len(edit.requests) for edit in edits),
-                      {path: self._growth(path, edits) for path in paths},
+                      growth(self.model),
                       perplexity(self.model, self._rows), self.before)
 
-    def _growth(self, path: str, edits) -> float:
-        weight = np.array(original_weight(find_module(self.model, path)), np.float64)
+
+def growth(model) -> dict[str, float]:
+    """{module path: ‖W + ΔW‖ / ‖W‖}, Frobenius, of the weights that applied edits change."""
+    edits, found = edits_of(model), {}
+    for path in dict.fromkeys(path for edit in edits for path in edit.deltas):
+        weight = np.array(original_weight(find_module(model, path)), np.float64)
         change = sum((edit.deltas[path].a @ edit.deltas[path].b).T
                      for edit in edits if path in edit.deltas)
-        return float(np.linalg.norm(weight + change) / np.linalg.norm(weight))
+        found[path] = float(np.linalg.norm(weight + change) / np.linalg.norm(weight))
+    return found
 
 
 def perplexity(model, rows: Sequence[Sequence[int]]) -> float:
