@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 
 import rome_mlx as rm  # noqa: E402
 from rome_mlx.cli.common import positive  # noqa: E402
+from rome_mlx.editing.layer_choice import layers_to_edit  # noqa: E402
 from rome_mlx.editing.methods import find_method  # noqa: E402
 from rome_mlx.evaluation.collapse import growth, perplexity  # noqa: E402
 from rome_mlx.intervals import mean_interval  # noqa: E402
@@ -51,8 +52,7 @@ def main() -> None:
     requests = [request_of(record) for record in records]
     moments = args.moments
     if method.needs_moments and moments is None:
-        layers = method.layers_up_to(method.layer_of(method.resolve(hp, Decoder(model))),
-                                     method.resolve(hp, Decoder(model)))
+        layers = layers_to_edit(Decoder(model), method, args.layer, hp)
         moments = ensure_moments(model, tokenizer, [layers] if isinstance(layers, int) else layers,
                                  None, seed=0, corpus=args.corpus)
     run = Run(Path(args.output) / "measures", {**vars(args), "output": None, "count": None,

@@ -12,18 +12,25 @@ _EVERY = 100  # requests between two lines, where batches are small
 
 def write(args, requests: list, given) -> int:
     """Write the requests of a file in batches, and save them as one edit."""
+    from ..editing.layer_choice import layers_to_edit
     from ..editing.methods import find_method
     from ..editing.sequence import EditSequence
     from ..evaluation.collapse import Guard
+    from ..models.decoder import Decoder
+    from ..moments.lookup import ensure_moments
 
     began = time.monotonic()
     model, tokenizer = load_model(args)
     guard = Guard(model, tokenizer)
+    method = find_method(args.method)
+    where = layers_to_edit(Decoder(model), method, args.layer, given)
+    moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
+                             args.moments, seed=args.seed,
+                             corpus=args.corpus) if method.needs_moments else None
     directory = args.save_path and Path(args.save_path) / PLACE
-    with EditSequence(model, tokenizer, find_method(args.method).write, _where(args, model, given),
-                      directory=directory, moments=_moments(args, model, tokenizer, given),
+    with EditSequence(model, tokenizer, method.write, where, directory=directory, moments=moments,
                       hyperparameters=given, seed=args.seed) as sequence:
-        print(f"{len(requests):,} requests by {sequence.method.name}, {args.batch} a batch"
+        print(f"{len(requests):,} requests by {method.name}, {args.batch} a batch"
               f"{_load(sequence, requests)}")
         if there := len(sequence.requests):
             print(f"{there:,} of them are there already; going on")
@@ -68,35 +75,6 @@ def withdraw(args) -> int:
         sequence.edit().save(args.directory)
     print(f"{args.directory}: {len(sequence.requests):,} facts left")
     return 0
-
-
-def _where(args, model, given):
-    """The layers to edit, None for those that the method itself names."""
-    from ..editing.methods import find_method
-    from ..models.decoder import Decoder
-
-    if args.layer == "auto":
-        return None
-    method = find_method(args.method)
-    return method.layers_up_to(args.layer, method.resolve(given, Decoder(model)))
-
-
-def _moments(args, model, tokenizer, given):
-    """C of the layers that will be edited, counted where it is missing."""
-    from ..editing.layer_choice import layer_to_edit
-    from ..editing.methods import find_method
-    from ..models.decoder import Decoder
-    from ..moments.lookup import ensure_moments
-
-    method, decoder = find_method(args.method), Decoder(model)
-    if not method.needs_moments:
-        return None
-    layers = _where(args, model, given)
-    if layers is None:
-        layers = method.layers_up_to(layer_to_edit(decoder, method, hyperparameters=given).layer,
-                                     method.resolve(given, decoder))
-    return ensure_moments(model, tokenizer, [layers] if isinstance(layers, int) else layers,
-                          args.moments, seed=args.seed, corpus=args.corpus)
 
 
 def _load(sequence, requests) -> str:

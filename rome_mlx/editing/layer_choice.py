@@ -64,6 +64,13 @@ def layer_to_edit(decoder: Decoder, method: Method, *, layer: int | str | None =
         "model: 15 % of the depth; rome-mlx locate makes a profile")
 
 
+def layers_to_edit(decoder: Decoder, method: Method, layer: int | str | None = "auto",
+                   hyperparameters=None) -> int | list[int] | None:
+    """What to give a method as its layer, or layers: by the one rule, without traces."""
+    choice = layer_to_edit(decoder, method, layer=layer, hyperparameters=hyperparameters)
+    return method.layers_up_to(choice.layer, method.resolve(hyperparameters, decoder))
+
+
 def decisive(traces: Sequence[Trace]) -> Decision | None:
     """The decision of one trace, or of several on average; None where there are none."""
     if not traces:

@@ -17,7 +17,7 @@ from ..storage.files import read_json
 from ..storage.run_store import Item, Run
 from .edit import Edit, provenance
 from .efficacy import efficacy
-from .layer_choice import layer_to_edit
+from .layer_choice import layers_to_edit
 from .lowrank import LowRank
 from .method import Method
 from .methods import METHODS, find_method
@@ -64,7 +64,7 @@ class EditSequence:
 
         Args:
             editor: one of a method's, such as `rm.memit`; layer: its layer, or layers, by default
-                by the one rule (`layer_to_edit`), without traces.
+                by the one rule (`layers_to_edit`).
             directory: keeps every finished batch; a sequence with the same settings goes on there,
                 also after a kill.
             moments, hyperparameters, context_templates, seed, earlier, options: the editor's.
@@ -75,8 +75,8 @@ class EditSequence:
         self.method = _method_of(editor)
         decoder, method = Decoder(model), self.method
         self.hp = method.resolve(hyperparameters, decoder)
-        self.layer = layer if layer is not None else method.layers_up_to(
-            layer_to_edit(decoder, method, hyperparameters=hyperparameters).layer, self.hp)
+        self.layer = layer if layer is not None else layers_to_edit(
+            decoder, method, hyperparameters=hyperparameters)
         layers = [self.layer] if isinstance(self.layer, int) else list(self.layer or ())
         self.moments = (find_moments(model, tokenizer, layers, moments) if method.needs_moments
                         else None)
