@@ -358,9 +358,23 @@ def test_where_nobody_watches_progress_is_a_line_every_ten_seconds(monkeypatch, 
     monkeypatch.setattr("rome_mlx.moments.progress.time",
                         SimpleNamespace(monotonic=lambda: now[0]))
     with Progress(1000, 100, True) as progress:
-        for seconds, tokens in ((4, 100), (9, 0), (11, 100), (15, 100), (22, 0)):
+        for seconds in (4, 11, 15, 22):
             now[0] = seconds
-            progress.add(tokens) if tokens else progress.alive("sampling 3 of 9")
+            progress.add(100)
     assert capsys.readouterr().err.splitlines() == [
         "rome-mlx: 300 of 1,000 tokens counted, about 38 s left",
-        "rome-mlx: 400 of 1,000 tokens counted, about 44 s left (sampling 3 of 9)"]
+        "rome-mlx: 500 of 1,000 tokens counted, about 28 s left"]
+
+
+def test_time_left_knows_that_sampling_takes_most_of_it(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("rome_mlx.moments.progress.time",
+                        SimpleNamespace(monotonic=lambda: now[0]))
+    with Progress(1000, 0, True) as progress:  # 0.09 s a token to sample, 0.01 s to count
+        for seconds, sampled, counted in ((45, 500, 0), (90, 1000, 0), (91, 0, 100), (102, 0, 100)):
+            now[0] = seconds
+            progress.add(counted) if counted else progress.sampling(sampled)
+    assert capsys.readouterr().err.splitlines() == [
+        "rome-mlx: 0 of 1,000 tokens counted, 500 sampled, about 55 s left",
+        "rome-mlx: 0 of 1,000 tokens counted, 1,000 sampled, about 10 s left",
+        "rome-mlx: 200 of 1,000 tokens counted, 1,000 sampled, about 9 s left"]

@@ -77,6 +77,7 @@ def named(presets: Mapping) -> dict:
 #: (type, layers, width, keys' width, vocabulary) of the models that the presets are for
 _MODELS = {
     ("llama", 30, 576, 1536, 49152): "smollm2-135m",
+    ("gemma3_text", 18, 640, 2048, 262144): "gemma-3-270m",
     ("gpt2", 24, 1024, 4096, 50257): "gpt2-medium",
     ("gpt2", 36, 1280, 5120, 50257): "gpt2-large",
     ("gpt2", 48, 1600, 6400, 50257): "gpt2-xl",

@@ -70,14 +70,14 @@ class Corpus:
 
 def rows(model, tokenizer, corpus, length: int, *, seed: int = 0, skip: int = 0, rank: int = 0,
          size: int = 1, wanted: int | None = None,
-         sampled: Callable[[str], None] = lambda doing: None) -> Iterator[list[int] | None]:
+         sampled: Callable[[int], None] = lambda tokens: None) -> Iterator[list[int] | None]:
     """Rows of `length` token ids, the first `skip` of them left out; every one is full.
 
     Documents follow one another, divided by EOS, without other special tokens: what texts begin
     with (`models.sampling.beginning`) is no part of a row. Of `size` ranks
     each gets blocks of 32 rows in turn, and None in place of the others'. wanted: rows that will be
-    taken at most, with those left out; sampled: called with words at every token of the model's own
-    samples.
+    taken at most, with those left out; sampled: called with the number of tokens made so far, where
+    they are the model's own samples.
     """
     corpus = Corpus.of(corpus)
     if corpus.sources == ["self"]:
@@ -183,6 +183,7 @@ def _own_samples(model, tokenizer, length, seed, skip, rank, size, wanted,
     start = beginning(tokenizer) or [start_token(tokenizer)]
     avoid = set(getattr(tokenizer, "all_special_ids", ()))
     block, skip = skip // BLOCK, skip % BLOCK
+    made = -skip  # rows, beside those left out
     while True:
         count = _TOGETHER if size == 1 else 1
         if wanted is not None:
@@ -193,6 +194,7 @@ def _own_samples(model, tokenizer, length, seed, skip, rank, size, wanted,
         out = [None] * BLOCK if block % size != rank else sample(
             model, [start] * number, length, rows=BLOCK,
             seeds=[seed * 100_003 + block + i for i in range(count)], avoid=avoid,
-            each=lambda n: sampled(f"sampling {n} of {length}"))
+            each=lambda n, made=made, number=number: sampled(max(0, made * length + number * n)))
+        made += len(out)
         yield from out[skip:]
         block, skip = block + count, 0

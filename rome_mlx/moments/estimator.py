@@ -145,7 +145,7 @@ class _Count:
         with Progress(wanted * self.length, self.done * self.length, self.progress) as progress:
             source = rows(self.decoder.model, self.tokenizer, self.corpus, self.length,
                           seed=self.seed, skip=self.done, rank=self.ranks.rank,
-                          size=self.ranks.size, wanted=wanted, sampled=progress.alive)
+                          size=self.ranks.size, wanted=wanted, sampled=progress.sampling)
             while not stop:
                 got = self._step(source, min([wanted, *(n for n in marks if n > self.done)]))
                 progress.add(got * self.length)

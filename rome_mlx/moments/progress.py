@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 _SECONDS = 10.0
+_SAMPLING = 0.9  # of the time of a token that is sampled first and counted then
 
 
 class Progress:
@@ -13,6 +14,7 @@ class Progress:
 
     def __init__(self, total: int, done: int, shown: bool):
         self.total, self.done, self.begun = total, done, done
+        self.sampled = 0  # tokens, since the beginning
         self.started = self.told = time.monotonic()
         self.lines = shown and not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, unit="token", unit_scale=True,
@@ -29,18 +31,28 @@ class Progress:
         self.bar.update(tokens)
         self.alive()
 
-    def alive(self, doing: str = "") -> None:
-        """Say how far it is, where nothing was said for ten seconds; doing: what is under way."""
+    def sampling(self, tokens: int) -> None:
+        """Of the model's own text so many tokens are made, of which some are counted."""
+        self.sampled = tokens
+        self.bar.set_postfix_str(f"{self.begun + tokens:,} sampled")
+        self.alive()
+
+    def alive(self) -> None:
+        """Say how far it is, where nothing was said for ten seconds."""
         now = time.monotonic()
-        if doing:
-            self.bar.set_postfix_str(doing)
         if not self.lines or now - self.told < _SECONDS:
             return
-        self.told, new = now, self.done - self.begun
-        left = (self.total - self.done) / new * (now - self.started) if new else None
+        self.told, left = now, self.left(now - self.started)
         print(f"rome-mlx: {self.done:,} of {self.total:,} tokens counted"
-              f"{'' if left is None else f', about {_duration(left)} left'}"
-              f"{f' ({doing})' if doing else ''}", file=sys.stderr, flush=True)
+              f"{f', {self.begun + self.sampled:,} sampled' if self.sampled else ''}"
+              f"{'' if left is None else f', about {_duration(left)} left'}",
+              file=sys.stderr, flush=True)
+
+    def left(self, seconds: float) -> float | None:
+        """Seconds to go after so many, None where nothing is done yet."""
+        new, share = self.done - self.begun, _SAMPLING if self.sampled else 0.0
+        work = share * max(self.sampled, new) + (1 - share) * new
+        return (self.total - self.begun - work) / work * seconds if work else None
 
 
 def _duration(seconds: float) -> str:

@@ -53,6 +53,8 @@ PRESETS = named({
     "gpt-neox": Hyperparameters(layer=15),
     "llama-2-7b": _COMMON, "llama-3-8b": _COMMON, "mistral-7b": _COMMON, "qwen2.5-7b": _COMMON,
     "smollm2-135m": Hyperparameters(layer=5, **_BALL),  # by benchmarks/sweep.py
+    "gemma-3-270m": Hyperparameters(  # by rome-mlx calibrate; see docs/layers.md
+        layer=2, **_BALL | {"clamp_norm_factor": 1.0}),
 })
 
 
