@@ -47,15 +47,16 @@ def load_model(args):
     from ..editing.saved import load_edit
     from ..models.loading import load
 
-    options, edit = {}, None
+    options, edit, dtype = {}, None, args.dtype
     if args.adapter_path and (Path(args.adapter_path) / "edit.json").exists():
         edit = load_edit(args.adapter_path)
+        dtype = "stored" if edit.in_codes else dtype
     elif args.adapter_path:
         options["adapter_path"] = args.adapter_path
     if args.trust_remote_code:
         options |= {"trust_remote_code": True,
                     "tokenizer_config": {"trust_remote_code": True}}
-    model, tokenizer = load(args.model, dtype=args.dtype, **options)
+    model, tokenizer = load(args.model, dtype=dtype, **options)
     if edit is not None:
         edit.apply(model)
     return model, tokenizer

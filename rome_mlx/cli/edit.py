@@ -58,6 +58,9 @@ def add_arguments(parser) -> None:
                         help="write the edit and measure nothing; no trace either, where the layer "
                              "is given or calibrated")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit as an mlx-lm adapter")
+    parser.add_argument("--bits", choices=["keep"],
+                        help="keep: save it as changes of a quantized model's own codes, not as an "
+                             "adapter")
     parser.add_argument("--report", metavar="FILE.html",
                         help="write a page: maps, layer, losses, before and after")
     parser.add_argument("--json", metavar="FILE", help="write the result")
@@ -84,6 +87,7 @@ def run(args) -> int:
     check_file(args.report)
     if args.save_path is not None:
         check_destination(args.save_path)
+    stored = _stored(args, editor) if args.bits else None
     if args.batch is not None:
         from . import sequence
 
@@ -110,7 +114,7 @@ def run(args) -> int:
         for edit in reversed(edits):
             if edit.is_applied(model):
                 edit.revert(model)
-    _save(args, edits)
+    _save(args, edits, stored)
     if args.report is not None:
         from ..view.report import edit_report
 
@@ -148,12 +152,36 @@ def _tell_missed(found) -> int:
     return 1 if missed else 0
 
 
-def _save(args, edits) -> None:
+def _stored(args, editor):
+    """(model, tokenizer) as stored, whose codes are to change. Raises RomeError where that cannot
+    be, before any work."""
+    from ..models.codes import check_codes
+    from ..models.decoder import Decoder
+    from ..models.loading import load
+
+    if args.save_path is None or args.batch is not None or not editor.needs_moments:
+        raise RomeError("--bits keep saves an edit of rome, memit or another that needs moments; "
+                        "give --save-path, and no --batch")
+    model, tokenizer = load(args.model, dtype="stored")
+    decoder = Decoder(model)
+    layer = decoder.dense_layers[0]
+    check_codes(decoder.module(layer, "down"), decoder.path(layer, "down"))
+    return model, tokenizer
+
+
+def _save(args, edits, stored) -> None:
     from ..editing.edit import stack
 
     if args.save_path is None:
         return
     edit = edits[0] if len(edits) == 1 else stack(edits)
+    if stored is not None:
+        edit = edit.quantized(*stored, moments=args.moments)
+        edit.save(args.save_path)
+        changed = ", ".join(f"{delta.share:.1%} of {path}" for path, delta in edit.deltas.items())
+        print(f"\nSaved in {args.save_path}: changed codes, {changed}.\nWrite the whole model, as "
+              f"large as it was, with\n  rome-mlx edits fuse {args.save_path} --save-path MODEL")
+        return
     edit.save(args.save_path)
     print(f"\nSaved in {args.save_path}. Use it, or leave it out to be without it:\n"
           f"  mlx_lm.generate --model MODEL --adapter-path {args.save_path} \\\n"

@@ -46,6 +46,9 @@ def add_arguments(parser) -> None:
     fuse.add_argument("--model", metavar="PATH|REPO", help="default: the one the edit is of")
     fuse.add_argument("--dequantize", action="store_true",
                       help="all of a quantized model becomes float, not the edited modules alone")
+    fuse.add_argument("--keep-bits", action="store_true",
+                      help="change the quantized model's own codes: as large and fast as it was")
+    fuse.add_argument("--moments", metavar="DIR", help="for --keep-bits: the edit's own")
     fuse.add_argument("--force", action="store_true", help="also into a model of other weights")
     fuse.add_argument("--json", metavar="FILE", help="write what rounding cost")
     back = actions.add_parser("withdraw", help="take facts of a sequence back",
@@ -79,28 +82,32 @@ _MOST = 10  # facts and weights of an edit that are printed
 
 
 def _show(args, edits) -> int:
-    from ..editing.lowrank import norm
-
     rows = []
     print(f"{'edit':<46}{'rank':>6}{'change':>9}{'P before → after':>19}")
     for directory, edit in zip(args.edits, edits, strict=True):
         facts = [(request, *p) for request, p in
                  zip(edit.requests, _probabilities(edit), strict=True)]
-        modules = {path: {"rank": delta.rank, "norm": norm(delta),
-                          "norm_change": norm(delta) / edit.fingerprints[path][2]}
+        modules = {path: {"rank": getattr(delta, "rank", None), "norm": delta.norm,
+                          "codes": getattr(delta, "share", None),
+                          "norm_change": delta.norm / edit.fingerprints[path][2]}
                    for path, delta in edit.deltas.items()}
         print(f"\n{_fit(directory, 80)}\n{_fit('  ' + _origin(edit), 80)}")
         _rows("facts", [f"{_fit(_said(request), 63):<63}"
                         + (f"{before:>9.3f} → {after:.3f}" if before is not None else "")
                         for request, before, after in facts])
-        _rows("weights", [f"{_fit('  ' + path, 46):<46}{m['rank']:>6}{m['norm_change']:>9.1%}"
+        _rows("weights", [f"{_fit('  ' + path, 46):<46}{_size(m):>6}{m['norm_change']:>9.1%}"
                           for path, m in modules.items()])
         rows.append({"path": directory, "method": edit.method, "model": edit.model,
                      "requests": [vars(request) for request in edit.requests],
                      "modules": modules})
-    print("\nchange: of the weight's norm; P: of the new target")
+    print("\nrank, or the share of a quantized weight's codes that change; change: of the\n"
+          "weight's norm; P: of the new target")
     write_json(args.json, rows)
     return 0
+
+
+def _size(module: dict) -> str:
+    return f"{module['codes']:.1%}" if module["rank"] is None else str(module["rank"])
 
 
 def _rows(name: str, lines: list[str]) -> None:
@@ -160,10 +167,17 @@ def _fuse(args, edits) -> int:
     if source is None:
         raise RomeError("the edit does not say which model it is of; give --model")
     model, tokenizer = load(source, dtype="stored")
+    if args.keep_bits and args.dequantize:
+        raise RomeError("--keep-bits and --dequantize are opposites; give one")
+    if args.keep_bits and not merged.in_codes:
+        merged = merged.quantized(model, tokenizer, moments=args.moments)
     lost = fuse(model, tokenizer, merged, args.save_path,
                 source=describe(model, tokenizer)["path"], dequantize=args.dequantize,
                 force=args.force)
     for path, error in lost.items():
+        if merged.in_codes:
+            print(f"  {path:<40} {merged.deltas[path].share:.1%} of its codes changed")
+            continue
         print(f"  {path:<40} rounding cost {error:.2%} of the change" if error >= 1e-4 else
               f"  {path:<40} rounding cost {error:.0e} of the change")
     print(f"{args.save_path}: load it with mlx_lm.load or --model {args.save_path}")

@@ -1,4 +1,4 @@
-"""An edit on disk: an mlx-lm adapter directory, with edit.json beside it."""
+"""An edit on disk: an mlx-lm adapter directory, or changed codes, with edit.json beside it."""
 
 import dataclasses
 import json
@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import RomeError
 from ..facts import EditRequest
+from ..models.codes import CodeChange
 from ..models.identity import Identity
 from ..storage.files import check_writable, whole_directory
 from .lowrank import LowRank
@@ -21,7 +22,9 @@ from .lowrank import LowRank
 _TARGETS = ".targets"  # after a weight's path, of what its keys are to give
 _FORMAT = "rome-mlx edit 1"
 _SEQUENCE = "sequence"  # a directory beside them, where a sequence of edits is kept
-_FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors")
+_CODES = "codes.safetensors"
+_PARTS = ("rows", "columns", "steps", "values")  # of a CodeChange
+_FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors", _CODES)
 
 
 def check_destination(directory: str | Path) -> Path:
@@ -39,10 +42,14 @@ def check_destination(directory: str | Path) -> Path:
 def save_edit(edit, directory: str | Path) -> None:
     """Write the directory that `mlx_lm.generate --adapter-path` and `load_edit` read.
 
-    All or nothing: it is written beside its place and moved there. An earlier edit is replaced;
-    where a sequence goes on in the directory, file by file.
+    An edit of codes has `codes.safetensors` in place of the adapter. All or nothing: it is written
+    beside its place and moved there. An earlier edit is replaced; where a sequence goes on in the
+    directory, file by file.
     """
     path = check_destination(directory)
+    if len({type(delta) for delta in edit.deltas.values()}) > 1:
+        raise RomeError("some weights of this edit are changed in their codes, others in float; "
+                        "make all of it one kind with edit.quantized, or save the parts")
     if not (path / _SEQUENCE).is_dir():
         _write(edit, path)
         return
@@ -56,12 +63,17 @@ def save_edit(edit, directory: str | Path) -> None:
 
 def _write(edit, path: Path) -> None:
     with whole_directory(path) as new:
-        rank = max(d.rank for d in edit.deltas.values())
-        save_file(_tensors(edit, rank), str(new / "adapters.safetensors"))
-        _write_json(new / "adapter_config.json", {
-            "fine_tune_type": "lora", "num_layers": -1, "model": edit.model.get("path"),
-            "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0,
-                                "keys": list(edit.deltas)}})
+        if edit.in_codes:
+            save_file({f"{path}.{part}": getattr(delta, part)
+                       for path, delta in edit.deltas.items() for part in _PARTS},
+                      str(new / _CODES))
+        else:
+            rank = max(d.rank for d in edit.deltas.values())
+            save_file(_tensors(edit, rank), str(new / "adapters.safetensors"))
+            _write_json(new / "adapter_config.json", {
+                "fine_tune_type": "lora", "num_layers": -1, "model": edit.model.get("path"),
+                "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0,
+                                    "keys": list(edit.deltas)}})
         _write_json(new / "edit.json", _about(edit))
         if edit.keys:
             save_file({path + suffix: np.ascontiguousarray(columns.T)
@@ -82,15 +94,15 @@ def read_edit(directory: str | Path) -> dict[str, Any]:
         if (path / name).is_symlink():
             raise RomeError(f"{path / name} is a symbolic link, which may lead anywhere; copy the "
                             "edit with its contents (cp -rL) and give the copy")
-    about, config = _read_json(path / "edit.json"), _read_json(path / "adapter_config.json")
+    about = _read_json(path / "edit.json")
     with whole(path):
-        _check_description(about, config)
-        tensors = load_file(str(path / "adapters.safetensors"))
+        _check_description(about)
+    config = {} if "codes" in about else _read_json(path / "adapter_config.json")
+    with whole(path):
         return {
             "method": about["method"], "hyperparameters": about["hyperparameters"],
             "requests": [EditRequest(**request) for request in about["requests"]],
-            "deltas": {name: _delta(tensors, name, rank, about["fingerprints"][name])
-                       for name, rank in about["ranks"].items()},
+            "deltas": _codes(path, about) if "codes" in about else _ranks(path, about, config),
             **_keys(path, about.get("keys", ())), "moments": _moments(about),
             "details": dict(about.get("details", {})),
             **{name: about[name] for name in _PLAIN}}
@@ -113,14 +125,15 @@ _PLAIN = {"layers": list, "context_templates": list, "losses": list, "seed": int
           "fingerprints": dict, "model": dict, "versions": dict, "numbers": dict}
 
 
-def _check_description(about: dict, config: dict) -> None:
-    """Raises ValueError or KeyError where edit.json or adapter_config.json is not as written."""
+def _check_description(about: dict) -> None:
+    """Raises ValueError or KeyError where edit.json is not as written."""
     if about["format"] != _FORMAT:
         raise ValueError(f"edit.json has the format {about['format']!r}, not {_FORMAT!r}")
-    types = {**_PLAIN, "method": str, "requests": list, "ranks": dict}
+    deltas = "codes" if "codes" in about else "ranks"
+    types = {**_PLAIN, "method": str, "requests": list, deltas: dict}
     wrong = [name for name, kind in types.items() if not isinstance(about[name], kind)]
-    if wrong or not about["requests"] or not about["ranks"]:
-        raise ValueError(f"edit.json has unusable {', '.join(wrong) or 'requests or ranks'}")
+    if wrong or not about["requests"] or not about[deltas]:
+        raise ValueError(f"edit.json has unusable {', '.join(wrong) or f'requests or {deltas}'}")
     if not all(isinstance(layer, int) for layer in about["layers"]):
         raise ValueError("edit.json has layers that are no numbers")
     for name, numbers in about["fingerprints"].items():
@@ -131,9 +144,6 @@ def _check_description(about: dict, config: dict) -> None:
         raise ValueError(f"edit.json names the model {path!r}")
     if (identity := about["model"].get("identity")) is not None:
         Identity.from_json(identity)
-    adapter = config["lora_parameters"]
-    if adapter["scale"] != 1.0 or set(adapter["keys"]) != set(about["ranks"]):
-        raise ValueError("adapter_config.json is of another edit")
 
 
 def _moments(about: dict) -> dict | None:
@@ -146,7 +156,8 @@ def _about(edit) -> dict:
     return {"format": _FORMAT, "method": edit.method,
             "request": dataclasses.asdict(edit.request),
             "requests": [dataclasses.asdict(r) for r in edit.requests],
-            "ranks": {path: d.rank for path, d in edit.deltas.items()},
+            **({"codes": {path: d.base for path, d in edit.deltas.items()}} if edit.in_codes
+               else {"ranks": {path: d.rank for path, d in edit.deltas.items()}}),
             "hyperparameters": (dataclasses.asdict(edit.hyperparameters)
                                 if edit.hyperparameters else None),
             "keys": sorted(edit.keys), "moments": edit.moments, "details": edit.details,
@@ -161,6 +172,31 @@ def _tensors(edit, rank: int) -> dict[str, np.ndarray]:
         tensors[f"{path}.lora_a"] = np.pad(delta.a, ((0, 0), (0, more))).astype(np.float32)
         tensors[f"{path}.lora_b"] = np.pad(delta.b, ((0, more), (0, 0))).astype(np.float32)
     return tensors
+
+
+def _ranks(directory: Path, about: dict, config: dict) -> dict[str, LowRank]:
+    adapter = config["lora_parameters"]
+    if adapter["scale"] != 1.0 or set(adapter["keys"]) != set(about["ranks"]):
+        raise ValueError("adapter_config.json is of another edit")
+    tensors = load_file(str(directory / "adapters.safetensors"))
+    return {name: _delta(tensors, name, rank, about["fingerprints"][name])
+            for name, rank in about["ranks"].items()}
+
+
+def _codes(directory: Path, about: dict) -> dict[str, CodeChange]:
+    tensors, found = load_file(str(directory / _CODES)), {}
+    for path, base in about["codes"].items():
+        rows, columns, steps, values = (tensors[f"{path}.{part}"] for part in _PARTS)
+        shape = tuple(int(size) for size in about["fingerprints"][path][:2])
+        alike = rows.shape == columns.shape == steps.shape == values.shape == (len(rows),)
+        whole = all(x.dtype == np.int32 for x in (rows, columns, steps))
+        inside = alike and whole and all(not len(x) or (x.min() >= 0 and x.max() < size)
+                                         for x, size in zip((rows, columns), shape, strict=True))
+        if not inside or not np.isfinite(values).all() or not isinstance(base, str):
+            raise ValueError(f"{path} has code changes that are none of a {shape[0]} × {shape[1]} "
+                             "weight")
+        found[path] = CodeChange(rows, columns, steps, values.astype(np.float32), shape, base)
+    return found
 
 
 def _delta(tensors, path: str, rank: int, fingerprint: list[float]) -> LowRank:

@@ -1,4 +1,4 @@
-"""An edit: low-rank changes of named weights, with where they come from, and a way back."""
+"""An edit: changes of named weights, with where they come from, and a way back."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ import numpy as np
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models import applied
+from ..models.codes import CodeChange, check_change
 from ..models.hooks import find_module
 from ..models.identity import Identity, fingerprint, same
 from ..models.loading import describe, versions
 from .adapter import save_edit
-from .lowrank import LowRank, norm
+from .lowrank import LowRank
+from .quantized import quantized
 
 
 @dataclass(eq=False)
 class Edit:
     """What one call of an editor found. The model is not changed until `apply`.
 
-    deltas: {module path: LowRank}; requests: what was written; layers; losses: one dict per step;
-    fingerprints: {module path: of the original weight}; model: {"path", "type", "dtype",
-    "identity"}; moments: {layer: {"corpus", "tokens", "sha256"}} of the C that was used, None for
-    methods without; numbers: what `verify` measured, kept when the edit is saved; details: what
-    else a method says, as AlphaEdit {"null_space": [{"layer", "directions", "of", "energy"}]};
-    keys: {module path: (d_in, n)}, where MEMIT, EMMET and AlphaEdit wrote, and targets: {module
-    path: (d_out, n)}, what they had to add there, float64; carries: digests of edits whose change
-    is part of this one.
+    deltas: {module path: LowRank, or CodeChange of a quantized weight}; requests: what was
+    written; layers; losses: one dict per step; fingerprints: {module path: of the original weight};
+    model: {"path", "type", "dtype", "identity"}; moments: {layer: {"corpus", "tokens", "sha256"}}
+    of the C that was used, None for methods without; numbers: what `verify` measured, kept when
+    the edit is saved; details: what else a method says, as AlphaEdit {"null_space": [{"layer",
+    "directions", "of", "energy"}]}; keys: {module path: (d_in, n)}, where MEMIT, EMMET and
+    AlphaEdit wrote, and targets: {module path: (d_out, n)}, what they had to add there, float64;
+    carries: digests of edits whose change is part of this one.
     """
 
     method: str
     requests: list[EditRequest]
-    deltas: dict[str, LowRank]
+    deltas: dict[str, LowRank | CodeChange]
     layers: list[int]
     hyperparameters: object | None = None
     context_templates: list[str] = field(default_factory=list, repr=False)
@@ -53,13 +55,18 @@ class Edit:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of what it does, in float32: the same for a saved edit and its loaded copy."""
+        """A hash of what it does: the same for a saved edit and its loaded copy."""
         digest = hashlib.sha256()
         for path, delta in sorted(self.deltas.items()):
             digest.update(path.encode())
-            for part in (delta.a, delta.b):
-                digest.update(np.ascontiguousarray(part, np.float32).tobytes())
+            for part in delta.arrays:
+                digest.update(part.tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def in_codes(self) -> bool:
+        """Whether it changes codes of quantized weights, and serves them alone."""
+        return any(isinstance(delta, CodeChange) for delta in self.deltas.values())
 
     @property
     def request(self) -> EditRequest:
@@ -71,7 +78,7 @@ class Edit:
 
     def _only(self) -> LowRank:
         deltas = list(self.deltas.values())
-        if len(deltas) != 1 or deltas[0].rank != 1:
+        if len(deltas) != 1 or getattr(deltas[0], "rank", None) != 1:
             raise RomeError("this edit is not of rank one; read edit.deltas")
         return deltas[0]
 
@@ -86,7 +93,7 @@ class Edit:
         return self._only().b[0]
 
     def apply(self, model, *, force: bool = False) -> None:
-        """Write into float weights; put a side adapter on quantized ones.
+        """Write into float weights; put a side adapter on quantized ones, or change their codes.
 
         Raises RomeError when the edit is applied already, and, unless `force`, when a weight is
         not the one that it was computed for.
@@ -128,11 +135,13 @@ class Edit:
                                 f"{error}") from error
             if applied.applied_copy(model, path, self) is not None:
                 raise RomeError(f"this edit is applied to {path} already; revert it first")
-            wanted = (delta.b.shape[1], delta.a.shape[0])
+            wanted = delta.shape
             if shape != wanted:
                 raise RomeError(f"the edit is for a {wanted[0]} × {wanted[1]} weight "
                                 f"of {self.model.get('path')}, but {path} here is "
                                 f"{shape[0]} × {shape[1]}; load the edit's model")
+            if isinstance(delta, CodeChange):
+                check_change(delta, applied.original(model, path), path)
             expected = self.fingerprints.get(path)
             if not force and expected is not None and not same(fingerprint(module), expected):
                 raise RomeError(f"the weight of {path} is not the one this edit was computed for "
@@ -147,11 +156,22 @@ class Edit:
 
     def norm_change(self, model) -> dict[str, float]:
         """{module path: ‖ΔW‖ / ‖W‖}, Frobenius, W the original weight."""
-        return {path: norm(delta) / fingerprint(find_module(model, path))[2]
+        return {path: delta.norm / fingerprint(find_module(model, path))[2]
                 for path, delta in self.deltas.items()}
 
+    def quantized(self, model, tokenizer, *, moments=None) -> Edit:
+        """The edit as changes of a quantized model's own codes, to apply, revert, stack and save
+        as any: nothing is added to the model.
+
+        model: as it is stored, with the edits on it that are to stay; moments: as the editor takes
+        them. Raises RomeError where a weight is not quantized in steps of equal size, or is no down
+        projection, and as `apply`.
+        """
+        return quantized(self, model, tokenizer, moments=moments)
+
     def save(self, directory) -> None:
-        """Save as an mlx-lm adapter, with edit.json. Raises RomeError if something is there."""
+        """Save as an mlx-lm adapter, or as changed codes, with edit.json. Raises RomeError if
+        something else is there."""
         save_edit(self, directory)
 
 
@@ -167,12 +187,15 @@ def stack(edits) -> Edit:
     edits = list(edits)
     if not edits:
         raise RomeError("there is no edit to stack; give one or more")
-    deltas: dict[str, LowRank] = {}
+    deltas: dict[str, LowRank | CodeChange] = {}
     fingerprints: dict[str, list[float]] = {}
     keys: dict[str, np.ndarray] = {}
     targets: dict[str, np.ndarray] = {}
     for edit in edits:
         for path, delta in edit.deltas.items():
+            if path in deltas and type(deltas[path]) is not type(delta):
+                raise RomeError(f"one edit changes the codes of {path}, another is beside it in "
+                                "float; make both with edit.quantized")
             deltas[path] = deltas[path] + delta if path in deltas else delta
             found = edit.fingerprints.get(path)
             if found and not same(fingerprints.setdefault(path, found), found):

@@ -10,6 +10,7 @@ import numpy as np
 from mlx_lm.utils import hf_repo_to_path, load_config, save
 
 from ..errors import RomeError
+from ..models.codes import CodeChange, recoded
 from ..models.hooks import find_module
 from ..models.identity import original_weight
 from ..models.weights import cast, dequantized, is_quantized
@@ -22,22 +23,24 @@ def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | P
     """Write a full model with the edit in its weights; returns {module path: ‖error‖ / ‖ΔW‖}.
 
     model: as loaded from `source`, a directory or hub id, and used up by this. On a quantized
-    model the edited modules become float, the others stay as they are; dequantize: all become
-    float. The error is what storing W + ΔW in the model's float type lost of ΔW. Raises
-    RomeError where `directory` holds something or, unless `force`, the edit is of another model.
+    model the edited modules become float, unless it is their codes that the edit changes
+    (`Edit.quantized`); the others stay as they are; dequantize: all become float. The error is what
+    storing W + ΔW in the model's float type lost of ΔW. Raises RomeError where `directory` holds
+    something or, unless `force`, the edit is of another model.
     """
     path = check_new(directory)
     with edit.applied(model, force=force):  # every check that applying makes
         pass
     dtype = _float_type(model)
     lost = {name: _write(model, name, delta, dtype) for name, delta in edit.deltas.items()}
+    coded = {name for name, delta in edit.deltas.items() if isinstance(delta, CodeChange)}
     if dequantize:
         cast(model, dtype)
     config = load_config(_local(source))
     if dequantize:
         config.pop("quantization", None)
         config.pop("quantization_config", None)
-    for name in edit.deltas:
+    for name in set(edit.deltas) - coded:
         for key in ("quantization", "quantization_config"):
             config.get(key, {}).pop(name, None)
     with whole_directory(path) as new:
@@ -60,8 +63,12 @@ def check_new(directory: str | Path) -> Path:
 def _write(model, name: str, delta, dtype: mx.Dtype) -> float:
     """Put W + ΔW in the module's place; returns ‖stored - W - ΔW‖ / ‖ΔW‖."""
     module = find_module(model, name)
+    if isinstance(delta, CodeChange):
+        parent, _, last = name.rpartition(".")
+        find_module(model, parent)[last] = recoded(module, [delta])
+        return 0.0
     before = np.array(original_weight(module), np.float64)
-    change = (delta.a @ delta.b).T
+    change = delta.change.T
     if is_quantized(module):
         parent, _, last = name.rpartition(".")
         module = dequantized(module, dtype)

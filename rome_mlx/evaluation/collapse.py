@@ -73,8 +73,7 @@ def growth(model) -> dict[str, float]:
     edits, found = edits_of(model), {}
     for path in dict.fromkeys(path for edit in edits for path in edit.deltas):
         weight = np.array(original_weight(find_module(model, path)), np.float64)
-        change = sum((edit.deltas[path].a @ edit.deltas[path].b).T
-                     for edit in edits if path in edit.deltas)
+        change = sum(edit.deltas[path].change.T for edit in edits if path in edit.deltas)
         found[path] = float(np.linalg.norm(weight + change) / np.linalg.norm(weight))
     return found
 

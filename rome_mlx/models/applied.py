@@ -2,7 +2,8 @@
 
 The module that holds the weight carries a private list of what is applied. A float weight is
 always the original plus the sum of what is applied, in the order it was applied; without any, it
-is the original array itself. A quantized weight is never touched: a side adapter takes its place.
+is the original array itself. Beside a quantized weight goes a side adapter; where an edit changes
+its codes, a module that shares all but the codes takes its place.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
 from ..errors import RomeError
+from .codes import CodeChange, recoded
 from .hooks import find_module
 from .weights import is_quantized, weight_shape
 
@@ -48,7 +50,7 @@ def applied_copy(model, path: str, edit):
     twice; None where there is none."""
     record = record_of(holder(model, path)[2])
     for other, delta, _ in record.edits if record is not None else ():
-        if other is edit or (delta.rank == edit.deltas[path].rank
+        if other is edit or (type(delta) is type(edit.deltas[path])
                              and other.digest == edit.digest):
             return other
     return None
@@ -94,6 +96,19 @@ def linear_shape(model, path: str) -> tuple[int, int]:
     return weight_shape(inner)
 
 
+def original(model, path: str) -> nn.Module:
+    """The module at a path as it was loaded, below any adapter and any edit."""
+    module = holder(model, path)[2]
+    record = record_of(module)
+    return module if record is None else record.original
+
+
+def coded(model, path: str) -> nn.Module:
+    """The module at a path with its codes as they are now, below any adapter."""
+    module = holder(model, path)[2]
+    return module.linear if "linear" in module else module
+
+
 def holder(model, path: str):
     """(parent, name, module) of the module that the edits go on, below any adapter."""
     parent, _, name = path.rpartition(".")
@@ -114,7 +129,10 @@ def _write(model, path: str, record: Applied) -> None:
     parent, name, current = holder(model, path)
     module = record.original
     if is_quantized(module):
-        module = _adapted(module, record) if record.edits else module
+        changes = [d for _, d, _ in record.edits if isinstance(d, CodeChange)]
+        sides = [d for _, d, _ in record.edits if not isinstance(d, CodeChange)]
+        module = recoded(module, changes) if changes else module
+        module = _adapted(module, sides) if sides else module
         parent[name] = module
     elif record.edits:
         a, b = (np.concatenate([getattr(d, x) for _, d, _ in record.edits], axis)
@@ -130,13 +148,12 @@ def _write(model, path: str, record: Applied) -> None:
             object.__delattr__(m, "_rome_applied")
 
 
-def _adapted(module: nn.Module, record: Applied) -> LoRALinear:
-    """mlx-lm's own LoRA layer around a quantized module, with every applied edit in it."""
-    rank = sum(d.rank for _, d, _ in record.edits)
+def _adapted(module: nn.Module, deltas: list) -> LoRALinear:
+    """mlx-lm's own LoRA layer around a quantized module, with low-rank changes in it."""
     out, into = weight_shape(module)
-    side = LoRALinear(into, out, r=rank, scale=1.0)
+    side = LoRALinear(into, out, r=sum(d.rank for d in deltas), scale=1.0)
     side.linear = module
-    side.lora_a = mx.array(np.concatenate([d.a for _, d, _ in record.edits], 1), dtype=mx.float32)
-    side.lora_b = mx.array(np.concatenate([d.b for _, d, _ in record.edits], 0), dtype=mx.float32)
+    side.lora_a = mx.array(np.concatenate([d.a for d in deltas], 1), dtype=mx.float32)
+    side.lora_b = mx.array(np.concatenate([d.b for d in deltas], 0), dtype=mx.float32)
     side.eval()
     return side

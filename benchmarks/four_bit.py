@@ -1,0 +1,164 @@
+"""A fact in a 4-bit model: beside it in float, requantized, rounded, and in its own codes.
+
+  python benchmarks/four_bit.py --data counterfact.json --limit 150 --group-size 32 \\
+      --output runs/four-bit-32 --json four_bit_32.json
+
+One ROME edit a case, of the model's own layer and hyperparameters, written into the quantized
+weight in four ways: `adapter`, ΔW beside it in float32; `requantized`, scales and codes of W + ΔW
+anew; `rounded`, W + ΔW to the nearest codes on the old scales; `codes`, `Edit.quantized`. All are
+measured on the float32 copy of what results, which says the same and is fast on a CPU. Said of
+each: ES, PS and NS, KL on a neutral text, the share of the weight's codes that changed, seconds
+beyond the edit; and paired differences to `adapter`. A run that is stopped goes on where it was.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+import numpy as np  # noqa: E402
+
+import rome_mlx as rm  # noqa: E402
+from rome_mlx.cli.common import positive, write_json  # noqa: E402
+from rome_mlx.editing.layer_choice import layer_to_edit  # noqa: E402
+from rome_mlx.editing.lowrank import dense  # noqa: E402
+from rome_mlx.editing.methods.rome import ROME, rank_one_edits  # noqa: E402
+from rome_mlx.evaluation import metrics  # noqa: E402
+from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
+from rome_mlx.evaluation.side_effects import drift, final_states, neutral_tokens  # noqa: E402
+from rome_mlx.evaluation.summary import differences  # noqa: E402
+from rome_mlx.intervals import mean_interval  # noqa: E402
+from rome_mlx.models.codes import codes_of, scales_of  # noqa: E402
+from rome_mlx.models.decoder import Decoder  # noqa: E402
+from rome_mlx.models.identity import Identity  # noqa: E402
+from rome_mlx.models.weights import cast, weight  # noqa: E402
+from rome_mlx.moments.lookup import ensure_moments  # noqa: E402
+from rome_mlx.storage.run_store import Item, Run  # noqa: E402
+
+WAYS = ("adapter", "requantized", "rounded", "codes")
+OWN = ("kl", "changed", "seconds")
+
+
+def main() -> None:
+    args = arguments()
+    stored, tokenizer = models(args)
+    model = cast(models(args)[0], mx.float32)
+    decoder = Decoder(model)
+    layer = layer_to_edit(decoder, ROME).layer
+    path, module = decoder.path(layer, "down"), Decoder(stored).module(layer, "down")
+    moments = ensure_moments(model, tokenizer, [layer], args.moments, corpus=args.corpus)
+    hp = ROME.resolve(None, decoder)
+    templates = ROME.kept_templates(model, tokenizer, 0, hp)
+    neutral = neutral_tokens(model, tokenizer)
+    quiet = final_states(model, neutral)
+    cases = read_counterfact(args.data)[args.first:][:args.limit]
+
+    def measured(case) -> dict:
+        edit, = rank_one_edits("rome", model, tokenizer, [case.request], layer, moments=moments,
+                               hyperparameters=hp, context_templates=templates)
+        unedited = metrics.case_scores(model, tokenizer, case)
+        found = {}
+        for way, (change, changed, seconds) in written(edit, path, module, stored, tokenizer,
+                                                       moments).items():
+            with rm.Edit(way, [case.request], {path: dense(change.T)}, [layer]).applied(model):
+                found[way] = {
+                    **metrics.case_measures(metrics.case_scores(model, tokenizer, case), unedited),
+                    "kl": drift(model, neutral, quiet, final_states(model, neutral))["kl"],
+                    "changed": 100 * changed, "seconds": seconds}
+        return {"ways": found, "unedited": metrics.case_measures(unedited, unedited)}
+
+    run = Run(Path(args.output), {"layer": layer, "group_size": module.group_size,
+                                  "moments": moments.used}, Identity.of(model))
+    results = run.map([Item(f"case_{case.case_id}", {"case": case.case_id}) for case in cases],
+                      lambda group, todo: {i: measured(cases[i]) for i in todo},
+                      progress=True, unit="case")
+    summary = {"layer": layer, "bits": module.bits, "group_size": module.group_size,
+               "cases": len(results), **summed(results)}
+    show(summary)
+    write_json(args.json, summary)
+
+
+def models(args):
+    """A quantized model, as it is stored or with other groups, and its tokenizer."""
+    model, tokenizer = rm.load(args.model, dtype="stored")
+    if args.group_size != Decoder(model).module(0, "down").group_size:
+        nn.quantize(cast(model, mx.float32), group_size=args.group_size, bits=4)
+    return model, tokenizer
+
+
+def written(edit, path: str, module, stored, tokenizer, moments) -> dict:
+    """{way: (ΔW (out, in) as it comes out, share of codes that changed, seconds)}."""
+    change, scales, codes = edit.deltas[path].change.T, scales_of(module), codes_of(module)
+    before = np.array(weight(module), np.float64)
+    options = {"group_size": module.group_size, "bits": module.bits}
+    started = time.monotonic()
+    words, steps, zeros = mx.quantize(mx.array(before + change, dtype=mx.float32), **options)
+    anew = np.array(mx.dequantize(words, steps, zeros, **options), np.float64) - before
+    requantized = time.monotonic() - started
+    started = time.monotonic()
+    moved = np.clip(np.rint(codes + change / scales), 0, 2**module.bits - 1) - codes
+    rounded = time.monotonic() - started
+    started = time.monotonic()
+    coded = edit.quantized(stored, tokenizer, moments=moments.given).deltas[path]
+    seconds = time.monotonic() - started
+    return {"adapter": (change, 0.0, 0.0),
+            "requantized": (anew, float(np.mean(np.array(words) != np.array(module.weight))),
+                            requantized),
+            "rounded": (moved * scales, float(np.mean(moved != 0)), rounded),
+            "codes": (coded.change.T, coded.share, seconds)}
+
+
+def summed(results: list[dict]) -> dict:
+    """Of every way: means with intervals, and the scores' paired differences to the adapter."""
+    ids, out = range(len(results)), {"unedited": {}, "ways": {}}
+    names = ("rewrite_success", "paraphrase_success", "neighborhood_success")
+    out["unedited"] = {name: float(np.mean([r["unedited"][name] for r in results]))
+                       for name in names}
+    base = [r["ways"]["adapter"] for r in results]
+    for way in WAYS:
+        mine = [r["ways"][way] for r in results]
+        out["ways"][way] = {
+            **{name: {"mean": float(np.mean([one[name] for one in mine])),
+                      "ci95": mean_interval([one[name] for one in mine], ids, name in names)}
+               for name in (*names, *OWN)},
+            "differences": differences(base, mine, metrics.SCORE, ids, ids)}
+    return out
+
+
+def show(summary: dict) -> None:
+    print(f"{summary['cases']} cases, layer {summary['layer']}, {summary['bits']} bits in groups "
+          f"of {summary['group_size']}; unedited NS "
+          f"{summary['unedited']['neighborhood_success']:.1f}\n"
+          "way             ES     PS     NS      KL   codes  seconds   less than the adapter's")
+    for way, found in summary["ways"].items():
+        cells = [f"{found[name]['mean']:6.1f}" for name in
+                 ("rewrite_success", "paraphrase_success", "neighborhood_success")]
+        apart = [f"{found['differences'][name]['mean']:+.1f}" for name in
+                 ("rewrite_success", "paraphrase_success", "neighborhood_success")]
+        print(f"{way:<12}{' '.join(cells)}  {found['kl']['mean']:.4f}  "
+              f"{found['changed']['mean']:4.1f} %   {found['seconds']['mean']:5.1f}   "
+              f"{', '.join(apart)}")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="(default: the default model)")
+    parser.add_argument("--data", required=True, metavar="FILE")
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--limit", type=positive, default=150)
+    parser.add_argument("--group-size", type=positive, default=32)
+    parser.add_argument("--moments", metavar="DIR")
+    parser.add_argument("--corpus", nargs="+", metavar="FILE")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--json", metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
