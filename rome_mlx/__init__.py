@@ -23,6 +23,7 @@ _HOMES = {
     "evaluation.collapse": ("Guard", "Health"),
     "evaluation.verify": ("Verification", "verify"),
     "facts": ("EditRequest", "Fact"),
+    "models.codes": ("CodeChange",),
     "models.hooks": ("intercept",),
     "models.loading": ("load",),
     "moments.estimator": ("Moments", "SecondMoment", "second_moments"),
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .evaluation.verify import verify as verify
     from .facts import EditRequest as EditRequest
     from .facts import Fact as Fact
+    from .models.codes import CodeChange as CodeChange
     from .models.hooks import intercept as intercept
     from .models.loading import load as load
     from .moments.estimator import Moments as Moments

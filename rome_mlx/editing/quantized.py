@@ -21,8 +21,8 @@ from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
 from .key import in_contexts, read_keys
 
-KEYS = 0.3  # μ
-_LEAST = 1e-5  # of what a row had to be moved by: a step that gains less is not taken
+KEYS = 0.02  # μ
+_LEAST = 3e-5  # of what a row had to be moved by: a step that gains less is not taken
 
 
 def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
