@@ -26,7 +26,8 @@ from rome_mlx.models.weights import weight
 REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 OTHER = rm.EditRequest("ab {} sings in", "efg", "xz")
 PATH = "model.layers.{}.mlp.down_proj"
-MOMENTS = {layer: np.eye(64) for layer in range(4)}
+#: small, so that the key is as unlike other keys as real ones are
+MOMENTS = {layer: 1e-3 * np.eye(64) for layer in range(4)}
 
 
 def quantized_model(bits=4, group_size=32, seed=0):
@@ -106,7 +107,7 @@ def test_a_code_edit_does_at_its_key_what_the_float_edit_does(bits, group_size):
     model = quantized_model(bits, group_size)
     edit = float_edit(model)
     changed = edit.quantized(model, FakeTokenizer(), moments=MOMENTS)
-    key = edit.left_vector / (edit.left_vector @ edit.left_vector)  # C is the identity
+    key = edit.left_vector / (edit.left_vector @ edit.left_vector)  # C is a multiple of I
     wanted = edit.deltas[PATH.format(1)].change.T @ key
     got = changed.deltas[PATH.format(1)].change.T @ key
     reach = {3: 0.4, 4: 0.3, 8: 0.1}[bits]
