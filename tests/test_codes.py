@@ -27,7 +27,7 @@ REQUEST = rm.EditRequest("ab {} lives in", "cde", "xy")
 OTHER = rm.EditRequest("ab {} sings in", "efg", "xz")
 PATH = "model.layers.{}.mlp.down_proj"
 #: small, so that the key is as unlike other keys as real ones are
-MOMENTS = {layer: 1e-3 * np.eye(64) for layer in range(4)}
+MOMENTS = {layer: 1e-2 * np.eye(64) for layer in range(4)}
 
 
 def quantized_model(bits=4, group_size=32, seed=0):
