@@ -170,7 +170,7 @@ class EditSequence:
         for layer in self._layers(deltas):
             path, matrix = decoder.path(layer, "down"), self.moments.matrix(layer)
             own = np.array(original_weight(decoder.module(layer, "down")), np.float64).T
-            energy = _energy(deltas[path].a @ deltas[path].b, matrix)
+            energy = _energy(deltas[path].change, matrix)
             found[path] = {"energy": energy, "share": energy / _energy(own, matrix)}
         return found
 
