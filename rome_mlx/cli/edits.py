@@ -162,13 +162,13 @@ def _fuse(args, edits) -> int:
     from ..editing.fuse import fuse
     from ..models.loading import describe, load
 
+    if args.keep_bits and args.dequantize:
+        raise RomeError("--keep-bits and --dequantize are opposites; give one")
     merged = edits[0] if len(edits) == 1 else stack(edits)
     source = args.model or merged.model.get("path")
     if source is None:
         raise RomeError("the edit does not say which model it is of; give --model")
     model, tokenizer = load(source, dtype="stored")
-    if args.keep_bits and args.dequantize:
-        raise RomeError("--keep-bits and --dequantize are opposites; give one")
     if args.keep_bits and not merged.in_codes:
         merged = merged.quantized(model, tokenizer, moments=args.moments)
     lost = fuse(model, tokenizer, merged, args.save_path,

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import RomeError
 from ..models import applied
-from ..models.codes import CodeChange, check_codes, codes_of, digest_of, scales_of, steps_of
+from ..models.codes import check_codes, codes_of, digest_of, scales_of, steps_of
 from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
 from .key import in_contexts, read_keys
@@ -27,7 +27,7 @@ _LEAST = 3e-5  # of what a row had to be moved by: a step that gains less is not
 
 def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
     """What `Edit.quantized` gives. keys: μ."""
-    if any(isinstance(delta, CodeChange) for delta in edit.deltas.values()):
+    if edit.in_codes:
         raise RomeError("this edit changes codes already; apply or save it as it is")
     with edit.applied(model):  # every check that applying makes
         pass
@@ -44,8 +44,9 @@ def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
         now = applied.coded(model, path)
         found = _keys(edit, path, decoder, tokenizer, layers[path])
         metric = given.matrix(layers[path]) + keys * found @ found.T
-        steps = nearest(delta.change.T, metric, codes_of(now), scales_of(now), 2**now.bits - 1)
-        deltas[path] = steps_of(steps, scales_of(now), digest_of(applied.original(model, path)))
+        scales = scales_of(now)
+        steps = nearest(delta.change.T, metric, codes_of(now), scales, 2**now.bits - 1)
+        deltas[path] = steps_of(steps, scales, digest_of(applied.original(model, path)))
     return replace(edit, deltas=deltas, numbers={})
 
 
