@@ -6,6 +6,7 @@
 Every case is traced at the subject's last token, MLPs in the paper's window, with the subject
 hidden by noise and by the embeddings of other subjects of as many tokens (Zhang and Nanda
 2309.16042), and read as probability and as log probability; each names a layer by the one rule.
+One more is read from the path: what a restored hidden state loses when the MLPs above are severed.
 The case is then edited at each of these layers, at the model's own and at 15 % of the depth. Said
 of each rule: whether halves of the samples name the same layer, and the paired differences of its
 scores to the model's layer, over all cases and over those where the trace is clear.
@@ -37,11 +38,11 @@ from rome_mlx.models.weights import weight_shape  # noqa: E402
 from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 from rome_mlx.tracing.corruption import Corruption  # noqa: E402
 from rome_mlx.tracing.decision import decide, first_candidate, scaled_window  # noqa: E402
-from rome_mlx.tracing.restore import window_cells  # noqa: E402
+from rome_mlx.tracing.restore import hidden_cells, window_cells  # noqa: E402
 from rome_mlx.tracing.trace import FactRuns  # noqa: E402
 
 SAMPLES = 10
-RULES = ("noise", "noise, log", "others", "others, log")
+RULES = ("noise", "noise, log", "others", "others, log", "severed")
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,30 @@ def traces(model, tokenizer, fact, subjects) -> dict:
         window = scaled_window(runs.layers)
         restored = runs._restoration("mlp", None).scores(runs.subject[1] - 1, window_cells(
             runs.layers, window))  # (layers, samples)
-        first = first_candidate("mlp", window)
+        first, effects = first_candidate("mlp", window), {}
         for rule, read in ((name, lambda p: p), (f"{name}, log", np.log)):
-            effect = read(restored) - read(runs.base)
             total = float((read(np.float64(runs.clean_prob)) - read(runs.base)).mean())
-            decision = decide(effect.mean(1), total, first)
-            out[rule] = {"layer": decision.layer, "clear": decision.clear, "halves": [
-                decide(half.mean(1), total, first).layer
-                for half in np.split(effect, 2, axis=1)]}
+            effects[rule] = read(restored) - read(runs.base), total, first
+        if name == "noise":
+            total = float((runs.clean_prob - runs.base).mean())
+            effects["severed"] = path_effect(runs), total, first_candidate("hidden", window)
+        out |= {rule: decided(*effect) for rule, effect in effects.items()}
     return out
+
+
+def path_effect(runs) -> np.ndarray:
+    """(layers, samples) effect of the hidden state that goes through the MLPs above it."""
+    whole, severed = (
+        runs._restoration("hidden", path).scores(runs.subject[1] - 1, hidden_cells(runs.layers))
+        for path in (None, "mlp"))
+    return whole - severed
+
+
+def decided(effect: np.ndarray, total: float, first: int) -> dict:
+    """What the rule of `decision` says of the mean over samples, and of their halves."""
+    decision = decide(effect.mean(1), total, first)
+    return {"layer": decision.layer, "clear": decision.clear, "halves": [
+        decide(half.mean(1), total, first).layer for half in np.split(effect, 2, axis=1)]}
 
 
 def rules(results: list[dict]) -> dict:

@@ -18,11 +18,13 @@ from ..errors import RomeError
 from ..models import applied
 from ..models.codes import check_codes, codes_of, digest_of, scales_of, steps_of
 from ..models.decoder import Decoder
+from ..models.weights import in_floats
 from ..moments.lookup import find_moments
 from .key import in_contexts, read_keys
 
 KEYS = 0.02  # μ
 _LEAST = 3e-5  # of what a row had to be moved by: a step that gains less is not taken
+_ROWS = 16  # at a time, as many as stay in a processor's cache
 
 
 def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
@@ -54,13 +56,20 @@ def nearest(change: np.ndarray, metric: np.ndarray, codes: np.ndarray, scales: n
             most: int) -> np.ndarray:
     """n (out, in) whole numbers for which scales · n is near `change` (out, in) by `metric` (in,
     in), and codes + n from 0 to `most`."""
+    blocks = range(0, len(change), _ROWS)
+    return np.concatenate([
+        _nearest_rows(change[i: i + _ROWS], metric, codes[i: i + _ROWS], scales[i: i + _ROWS], most)
+        for i in blocks])
+
+
+def _nearest_rows(change, metric, codes, scales, most: int) -> np.ndarray:
     steps, gradient = np.zeros(change.shape, np.int16), -change @ metric
     least = _LEAST * -(gradient * change).sum(1)
-    diagonal, rows = np.diag(metric), np.flatnonzero(least > 0)
+    curvature, rows = scales * np.diag(metric), np.flatnonzero(least > 0)
     while len(rows):
-        g, s, now = gradient[rows], scales[rows], codes[rows] + steps[rows]
-        n = np.clip(np.rint(-g / (s * diagonal)), -now, most - now)
-        gain = -n * s * (2 * g + n * s * diagonal)
+        g, s, now = gradient[rows], curvature[rows], codes[rows] + steps[rows]
+        n = np.clip(np.rint(-g / s), -now, most - now)
+        gain = -n * scales[rows] * (2 * g + n * s)
         column, row = gain.argmax(1), np.arange(len(rows))
         worth = gain[row, column] > least[rows]
         rows, column, moved = rows[worth], column[worth], n[row, column][worth]
@@ -76,4 +85,5 @@ def _keys(edit, path: str, decoder: Decoder, tokenizer, layer: int) -> np.ndarra
         return edit.keys[path]
     contexts = edit.context_templates or ["{}"]
     texts = [text for request in edit.requests for text in in_contexts(request, contexts)]
-    return read_keys(decoder, tokenizer, texts, layer).keys.T / np.sqrt(len(contexts))
+    with in_floats(decoder.layers[:layer + 1]):
+        return read_keys(decoder, tokenizer, texts, layer).keys.T / np.sqrt(len(contexts))

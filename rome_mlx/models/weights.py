@@ -1,5 +1,8 @@
 """Weights of linear and embedding modules, quantized or not."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
@@ -7,13 +10,30 @@ from mlx.utils import tree_map
 
 def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     """Dequantize every quantized module of the model, in place, and cast floats to `dtype`."""
-    model.update_modules(tree_map(
-        lambda m: dequantized(m, dtype) if is_quantized(m) else m,
-        model.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module)))
+    model.update_modules(_dequantized_leaves(model, dtype))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+@contextmanager
+def in_floats(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """What is quantized in these modules in float32 as long as the context lasts: on a CPU, MLX
+    multiplies so many times as fast, for several texts at once."""
+    stored = [(module, module.leaf_modules()) for module in modules]
+    try:
+        for module, _ in stored:
+            module.update_modules(_dequantized_leaves(module, mx.float32))
+        yield
+    finally:
+        for module, leaves in stored:
+            module.update_modules(leaves)
+
+
+def _dequantized_leaves(module: nn.Module, dtype: mx.Dtype) -> dict:
+    return tree_map(lambda m: dequantized(m, dtype) if is_quantized(m) else m,
+                    module.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module))
 
 
 def is_quantized(module: nn.Module) -> bool:
