@@ -3,12 +3,13 @@
   python benchmarks/four_bit.py --data counterfact.json --limit 150 --group-size 32 \\
       --output runs/four-bit-32 --json four_bit_32.json
 
-One ROME edit a case, of the model's own layer and hyperparameters, written into the quantized
-weight in four ways: `adapter`, ΔW beside it in float32; `requantized`, scales and codes of W + ΔW
-anew; `rounded`, W + ΔW to the nearest codes on the old scales; `codes`, `Edit.quantized`. All are
-measured on the float32 copy of what results, which says the same and is fast on a CPU. Said of
-each: ES, PS and NS, KL on a neutral text, the share of the weight's codes that changed, seconds
-beyond the edit; and paired differences to `adapter`. A run that is stopped goes on where it was.
+One ROME edit a case, or with `--together N` one MEMIT edit of N cases, of the model's own layers
+and hyperparameters, written into the quantized weights in four ways: `adapter`, ΔW beside them in
+float32; `requantized`, scales and codes of W + ΔW anew; `rounded`, W + ΔW to the nearest codes on
+the old scales; `codes`, `Edit.quantized`. All are measured on the float32 copy of what results,
+which says the same and is fast on a CPU. Said of each: ES, PS and NS, KL on a neutral text, the
+share of the weights' codes that changed, seconds beyond the edit; and paired differences to
+`adapter`. A run that is stopped goes on where it was.
 """
 
 import argparse
@@ -25,8 +26,9 @@ import numpy as np  # noqa: E402
 
 import rome_mlx as rm  # noqa: E402
 from rome_mlx.cli.common import positive, write_json  # noqa: E402
-from rome_mlx.editing.layer_choice import layer_to_edit  # noqa: E402
+from rome_mlx.editing.layer_choice import layers_to_edit  # noqa: E402
 from rome_mlx.editing.lowrank import dense  # noqa: E402
+from rome_mlx.editing.methods.memit import MEMIT  # noqa: E402
 from rome_mlx.editing.methods.rome import ROME, rank_one_edits  # noqa: E402
 from rome_mlx.evaluation import metrics  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
@@ -49,36 +51,51 @@ def main() -> None:
     stored, tokenizer = models(args)
     model = cast(models(args)[0], mx.float32)
     decoder = Decoder(model)
-    layer = layer_to_edit(decoder, ROME).layer
-    path, module = decoder.path(layer, "down"), Decoder(stored).module(layer, "down")
-    moments = ensure_moments(model, tokenizer, [layer], args.moments, corpus=args.corpus)
-    hp = ROME.resolve(None, decoder)
-    templates = ROME.kept_templates(model, tokenizer, 0, hp)
+    method = ROME if args.together == 1 else MEMIT
+    layers = np.atleast_1d(layers_to_edit(decoder, method)).tolist()
+    modules = {decoder.path(i, "down"): Decoder(stored).module(i, "down") for i in layers}
+    group_size = next(iter(modules.values())).group_size
+    moments = ensure_moments(model, tokenizer, layers, args.moments, corpus=args.corpus)
+    hp = method.resolve(None, decoder)
+    templates = method.kept_templates(model, tokenizer, 0, hp)
     neutral = neutral_tokens(model, tokenizer)
     quiet = final_states(model, neutral)
     cases = read_counterfact(args.data)[args.first:][:args.limit]
 
-    def measured(case) -> dict:
-        edit, = rank_one_edits("rome", model, tokenizer, [case.request], layer, moments=moments,
-                               hyperparameters=hp, context_templates=templates)
-        unedited = metrics.case_scores(model, tokenizer, case)
-        found = {}
-        for way, (change, changed, seconds) in written(edit, path, module, stored, tokenizer,
-                                                       moments).items():
-            with rm.Edit(way, [case.request], {path: dense(change.T)}, [layer]).applied(model):
-                found[way] = {
-                    **metrics.case_measures(metrics.case_scores(model, tokenizer, case), unedited),
-                    "kl": drift(model, neutral, quiet, final_states(model, neutral))["kl"],
-                    "changed": 100 * changed, "seconds": seconds}
-        return {"ways": found, "unedited": metrics.case_measures(unedited, unedited)}
+    def edited(requests) -> rm.Edit:
+        options = {"moments": moments, "hyperparameters": hp, "context_templates": templates}
+        if method is ROME:
+            return rank_one_edits("rome", model, tokenizer, requests, layers[0], **options)[0]
+        return rm.memit(model, tokenizer, requests, layers, **options)
 
-    run = Run(Path(args.output), {"layer": layer, "group_size": module.group_size,
-                                  "moments": moments.used}, Identity.of(model))
-    results = run.map([Item(f"case_{case.case_id}", {"case": case.case_id}) for case in cases],
-                      lambda group, todo: {i: measured(cases[i]) for i in todo},
-                      progress=True, unit="case")
-    summary = {"layer": layer, "bits": module.bits, "group_size": module.group_size,
-               "cases": len(results), **summed(results)}
+    def measured(together) -> list[dict]:
+        unedited = [metrics.case_scores(model, tokenizer, case) for case in together]
+        edit, found = edited([case.request for case in together]), {}
+        for way, (changes, changed, seconds) in written(edit, modules, stored, tokenizer,
+                                                        moments).items():
+            deltas = {path: dense(change.T) for path, change in changes.items()}
+            with rm.Edit(way, edit.requests, deltas, layers).applied(model):
+                same = {"kl": drift(model, neutral, quiet, final_states(model, neutral))["kl"],
+                        "changed": 100 * changed, "seconds": seconds}
+                found[way] = [metrics.case_measures(metrics.case_scores(model, tokenizer, case),
+                                                    before) | same
+                              for case, before in zip(together, unedited, strict=True)]
+        return [{"ways": {way: one[i] for way, one in found.items()},
+                 "unedited": metrics.case_measures(before, before)}
+                for i, before in enumerate(unedited)]
+
+    groups = [cases[i: i + args.together] for i in range(0, len(cases), args.together)]
+    run = Run(Path(args.output), {"layers": layers, "group_size": group_size,
+                                  "together": args.together, "moments": moments.used},
+              Identity.of(model))
+    items = [Item(f"cases_{i}", {"cases": [case.case_id for case in group]})
+             for i, group in enumerate(groups)]
+    results = run.map(items, lambda _, todo: {i: {"measured": measured(groups[i])} for i in todo},
+                      progress=True, unit="edit")
+    results = [one for group in results for one in group["measured"]]
+    summary = {"layers": layers, "bits": next(iter(modules.values())).bits,
+               "group_size": group_size, "together": args.together, "cases": len(results),
+               **summed(results)}
     show(summary)
     write_json(args.json, summary)
 
@@ -91,26 +108,41 @@ def models(args):
     return model, tokenizer
 
 
-def written(edit, path: str, module, stored, tokenizer, moments) -> dict:
-    """{way: (ΔW (out, in) as it comes out, share of codes that changed, seconds)}."""
-    change, scales, codes = edit.deltas[path].change.T, scales_of(module), codes_of(module)
-    before = np.array(weight(module), np.float64)
-    options = {"group_size": module.group_size, "bits": module.bits}
+def written(edit, modules: dict, stored, tokenizer, moments) -> dict:
+    """{way: ({path: ΔW (out, in) as it comes out}, share of codes that changed, seconds)}."""
+    wanted = {path: delta.change.T for path, delta in edit.deltas.items()}
     started = time.monotonic()
-    words, steps, zeros = mx.quantize(mx.array(before + change, dtype=mx.float32), **options)
-    anew = np.array(mx.dequantize(words, steps, zeros, **options), np.float64) - before
-    requantized = time.monotonic() - started
-    started = time.monotonic()
-    moved = np.clip(np.rint(codes + change / scales), 0, 2**module.bits - 1) - codes
-    rounded = time.monotonic() - started
-    started = time.monotonic()
-    coded = edit.quantized(stored, tokenizer, moments=moments.given).deltas[path]
+    coded = edit.quantized(stored, tokenizer, moments=moments.given).deltas
     seconds = time.monotonic() - started
-    return {"adapter": (change, 0.0, 0.0),
-            "requantized": (anew, float(np.mean(np.array(words) != np.array(module.weight))),
-                            requantized),
-            "rounded": (moved * scales, float(np.mean(moved != 0)), rounded),
-            "codes": (coded.change.T, coded.share, seconds)}
+    return {"adapter": (wanted, 0.0, 0.0),
+            **{name: timed(way, wanted, modules)
+               for name, way in (("requantized", requantized), ("rounded", rounded))},
+            "codes": ({path: change.change.T for path, change in coded.items()},
+                      float(np.mean([change.share for change in coded.values()])), seconds)}
+
+
+def timed(way, wanted: dict, modules: dict) -> tuple[dict, float, float]:
+    """What a way of one weight gives of all, the mean share of changed codes, and seconds."""
+    started = time.monotonic()
+    found = {path: way(change, modules[path]) for path, change in wanted.items()}
+    return ({path: change for path, (change, _) in found.items()},
+            float(np.mean([share for _, share in found.values()])), time.monotonic() - started)
+
+
+def requantized(change: np.ndarray, module) -> tuple[np.ndarray, float]:
+    """Scales and codes of W + ΔW anew: what comes out less W, and the share of words changed."""
+    options = {"group_size": module.group_size, "bits": module.bits}
+    before = np.array(weight(module), np.float64)
+    words, scales, biases = mx.quantize(mx.array(before + change, dtype=mx.float32), **options)
+    after = np.array(mx.dequantize(words, scales, biases, **options), np.float64)
+    return after - before, float(np.mean(np.array(words) != np.array(module.weight)))
+
+
+def rounded(change: np.ndarray, module) -> tuple[np.ndarray, float]:
+    """W + ΔW to the nearest codes on the old scales, and the share of codes changed."""
+    scales, codes = scales_of(module), codes_of(module)
+    moved = np.clip(np.rint(codes + change / scales), 0, 2**module.bits - 1) - codes
+    return moved * scales, float(np.mean(moved != 0))
 
 
 def summed(results: list[dict]) -> dict:
@@ -131,7 +163,7 @@ def summed(results: list[dict]) -> dict:
 
 
 def show(summary: dict) -> None:
-    print(f"{summary['cases']} cases, layer {summary['layer']}, {summary['bits']} bits in groups "
+    print(f"{summary['cases']} cases, layers {summary['layers']}, {summary['bits']} bits in groups "
           f"of {summary['group_size']}; unedited NS "
           f"{summary['unedited']['neighborhood_success']:.1f}\n"
           "way             ES     PS     NS      KL   codes  seconds   less than the adapter's")
@@ -152,6 +184,7 @@ def arguments():
     parser.add_argument("--data", required=True, metavar="FILE")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--limit", type=positive, default=150)
+    parser.add_argument("--together", type=positive, default=1, metavar="N")
     parser.add_argument("--group-size", type=positive, default=32)
     parser.add_argument("--moments", metavar="DIR")
     parser.add_argument("--corpus", nargs="+", metavar="FILE")
