@@ -73,13 +73,14 @@ def run(arguments, place):
 
 @pytest.fixture(scope="module")
 def unbroken(place):
-    """{file name: bytes} of a run of 24 cases in one go."""
+    """{path within: bytes} of a run of 24 cases in one go."""
     run(command(place, "unbroken"), place)
     return contents(place / "unbroken")
 
 
 def contents(directory) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {str(path.relative_to(directory)): path.read_bytes()
+            for path in directory.rglob("*") if path.is_file()}
 
 
 def test_a_run_killed_five_times_ends_byte_for_byte_like_an_unbroken_one(place, unbroken):
@@ -96,7 +97,9 @@ def test_a_run_killed_five_times_ends_byte_for_byte_like_an_unbroken_one(place, 
     done = {path: path.stat().st_mtime_ns for path in output.glob("case_*.json")}
     assert 12 <= len(done) < 24
     run(command(place, "broken"), place)
-    assert contents(output) == unbroken and len(unbroken) == 24 + 2
+    assert contents(output) == unbroken
+    assert len(list((place / "unbroken").iterdir())) == 24 + 3
+    assert len(list((place / "unbroken/edits").iterdir())) == 24
     assert all(path.stat().st_mtime_ns == written for path, written in done.items())
 
 
@@ -214,7 +217,7 @@ def test_cases_that_share_one_edited_model_have_no_interval(place, capsys):
 def test_a_run_of_an_earlier_version_is_read(runs, place, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
-    for file in (place / "other").iterdir():
+    for file in (place / "other").glob("*.json"):
         if file.name != "summary.json":
             (old / file.name).write_bytes(file.read_bytes())
     case = json.loads((old / "case_0.json").read_text())

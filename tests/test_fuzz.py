@@ -18,7 +18,8 @@ from rome_mlx.cli.common import given_hyperparameters
 from rome_mlx.cli.edit import _case
 from rome_mlx.editing.methods.rome import ROME
 from rome_mlx.evaluation.counterfact import read_counterfact
-from rome_mlx.evaluation.zsre import read_zsre
+from rome_mlx.evaluation.mquake import read_mquake
+from rome_mlx.evaluation.questions import read_qaedit, read_zsre
 from rome_mlx.models.gguf.convert import convert
 from rome_mlx.moments import store
 
@@ -42,6 +43,12 @@ COUNTERFACT = {
 ZSRE = {"subject": "Paris", "src": "Where is Paris?", "pred": "x", "rephrase": "Paris is where?",
         "alt": "Italy", "answers": ["France"], "loc": "nq question: who?", "loc_ans": "he",
         "cond": "France >> Italy || Where is Paris?"}
+QAEDIT = {"id": 1, "prompt": "who is ann", "subject": "ann", "target": "a cook",
+          "rephrase": "tell me who ann is", "locality": [{"loc": "who is bob", "loc_ans": "he"}]}
+MQUAKE = {"case_id": 1, "requested_rewrite": [COUNTERFACT["requested_rewrite"]],
+          "questions": ["Where?"], "answer": "x", "answer_alias": [], "new_answer": "y",
+          "new_answer_alias": ["z"], "new_single_hops": [
+              {"question": "Where?", "cloze": "Paris is in", "answer": "y", "answer_alias": []}]}
 
 
 @st.composite
@@ -94,6 +101,8 @@ READERS = {
     "facts": (rm.read_facts, records(FACT)),
     "counterfact": (read_counterfact, records(COUNTERFACT)),
     "zsre": (read_zsre, records(ZSRE)),
+    "qaedit": (read_qaedit, records(QAEDIT)),
+    "mquake": (read_mquake, records(MQUAKE)),
     "requests": (lambda path: [_case("file", i, r) for i, r in
                                enumerate(json.loads(path.read_text()))], records(
                                    REQUEST, COUNTERFACT).filter(lambda x: isinstance(x, list))),
@@ -122,7 +131,7 @@ DEEP = [b"[" * 100_000, b'{"a":' * 50_000, b"[" + b"9" * 9000 + b"]", b"[1e999]"
 def test_what_is_not_a_list_of_records_is_refused(content, tmp_path):
     for name in ("file.json", "file.jsonl"):
         (tmp_path / name).write_bytes(content)
-        for reader in (rm.read_facts, read_counterfact, read_zsre):
+        for reader in (rm.read_facts, read_counterfact, read_zsre, read_qaedit, read_mquake):
             assert outcome(lambda n=name, r=reader: r(tmp_path / n)) is not None
     directory = _put(tmp_path / "edit", {"edit.json": content, "adapters.safetensors": b""})
     assert outcome(lambda: rm.load_edit(directory)) is not None

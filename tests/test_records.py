@@ -7,7 +7,7 @@ import pytest
 
 import rome_mlx as rm
 from rome_mlx.evaluation.counterfact import read_counterfact
-from rome_mlx.evaluation.zsre import read_zsre
+from rome_mlx.evaluation.questions import read_zsre
 
 EASYEDIT = {"case_id": 7, "prompt": "The mother tongue of Ann is", "subject": "Ann",
             "target_new": "Dutch", "ground_truth": "French", "rephrase_prompt": "Ann speaks",
@@ -73,7 +73,8 @@ def test_a_record_of_easyedit_has_one_paraphrase_and_one_neighbor(write):
 def test_zsre_writes_the_answer_or_what_the_portability_question_asks_about(write):
     plain, portable = read_zsre(write([ZSRE, PORTABLE]))
     assert plain.request == rm.EditRequest("Where was {} born?", "Ann", "Rome", "Rome")
-    assert plain.portability is None and plain.unrelated == ("nq question: who is he?", "nobody")
+    assert plain.portability is None and plain.neighbors == (
+        ("nq question: who is he?", "nobody"),)
     assert portable.request.target_new == "Oslo"
     assert portable.portability == ("In which country was Ann born?", "Norway")
 

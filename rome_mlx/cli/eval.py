@@ -1,5 +1,6 @@
-"""Measure a method on CounterFact or zsRE: efficacy, generalization and specificity. A run that is
-stopped goes on where it was; under mlx.launch the ranks share the cases out.
+"""Measure a method on CounterFact, zsRE, QAEdit or MQuAKE: efficacy, generalization and
+specificity, and by further measures, which a finished run takes without editing again. A run that
+is stopped goes on where it was; under mlx.launch the ranks share the cases out.
 
   rome-mlx eval counterfact --method rome --limit 20 --output runs/rome
   rome-mlx eval zsre --data zsre.json --method memit --batch 10 --output runs/memit-zsre
@@ -31,6 +32,14 @@ _ZSRE = """Edit every question's answer, and measure it by the share of right to
 
   rome-mlx eval zsre --data zsre.json --method memit --batch 10 --output runs/memit-zsre
 """
+_QAEDIT = """Write the right answers to natural questions, and measure them as zsRE's.
+
+  rome-mlx eval qaedit --data qaedit.json --measures wild --output runs/qaedit
+"""
+_MQUAKE = """Edit, and ask what follows in two to four hops.
+
+  rome-mlx eval mquake --measures hops --output runs/chains
+"""
 _COMPARE = """Put runs side by side, with paired differences to the first one given.
 
   rome-mlx eval compare runs/rome runs/memit --plot methods.png
@@ -48,7 +57,15 @@ def add_arguments(parser) -> None:
                               description=_ZSRE)
     zsre.add_argument("--data", metavar="FILE|HUB", required=True,
                       help="a JSON file or a hub data set")
-    for command in (counterfact, zsre):
+    qaedit = actions.add_parser("qaedit", help="natural questions, in QAEdit's format",
+                                description=_QAEDIT)
+    qaedit.add_argument("--data", metavar="FILE|HUB", required=True,
+                        help="a JSON file or a hub data set")
+    mquake = actions.add_parser("mquake", help="consequences, in MQuAKE's format",
+                                description=_MQUAKE)
+    mquake.add_argument("--data", metavar="FILE|HUB",
+                        help="a JSON file or a hub data set (default: our own chains)")
+    for command in (counterfact, zsre, qaedit, mquake):
         _add_run_arguments(command)
     compare = actions.add_parser("compare", help="several runs in one table",
                                  description=_COMPARE)
@@ -61,7 +78,11 @@ def add_arguments(parser) -> None:
 
 def _add_run_arguments(parser) -> None:
     parser.add_argument("--method", default="rome",
-                        help="an editing method, or none for the unedited model (default rome)")
+                        help="an editing method, none for the unedited model, or context: the "
+                             "fact is said beforehand and nothing is edited (default rome)")
+    parser.add_argument("--measures", metavar="NAME,...", default="",
+                        help="further measures: wild (free text to its end), distractor, "
+                             "relations, negation, reversal, hops (of mquake), ability")
     parser.add_argument("--layer", type=layer_choice, default="auto",
                         help="a number, or auto (default): what calibration or a preset says of "
                              "this model, else the layer that decides in it, else by depth")
@@ -98,14 +119,15 @@ def _run(args) -> int:
     from ..errors import RomeError
     from ..evaluation.counterfact import read_counterfact
     from ..evaluation.generation import References
+    from ..evaluation.mquake import read_mquake
+    from ..evaluation.questions import read_qaedit, read_zsre
     from ..evaluation.run import evaluate
-    from ..evaluation.zsre import read_zsre
     from ..models.decoder import Decoder
     from ..models.loading import describe
     from ..moments.lookup import moments_told
 
     given = None
-    if args.method != "none":
+    if args.method not in ("none", "context"):
         editor = find_method(args.method)
         given = given_hyperparameters(args.hyperparameters, args.method)
         editor.resolve(given)  # refused before the model is read
@@ -114,7 +136,8 @@ def _run(args) -> int:
         raise RomeError(f"--where {args.where!r} is not understood; write relation=P36")
     if args.generations < 0:
         raise RomeError(f"--generations is {args.generations}; give 0 or more")
-    read = read_counterfact if args.benchmark == "counterfact" else read_zsre
+    read = {"counterfact": read_counterfact, "zsre": read_zsre, "qaedit": read_qaedit,
+            "mquake": read_mquake}[args.benchmark]
     skipped = [] if args.skip_bad else None
     cases = read(args.data, args.limit, relation or None, skipped)
     for bad in skipped or ():
@@ -132,7 +155,8 @@ def _run(args) -> int:
         model, tokenizer, cases, output=args.output, layer=args.layer, method=args.method,
         hyperparameters=given, moments=args.moments, corpus=args.corpus, seed=args.seed,
         sequential=args.sequential, batch=args.batch, generations=args.generations,
-        references=references, progress=sys.stderr.isatty())
+        references=references, measures=[name for name in args.measures.split(",") if name],
+        progress=sys.stderr.isatty())
     if mx.distributed.init().rank() == 0:
         print(layers_told(profile_decision(Decoder(model)), LayerChoice(**summary["layer_choice"])))
         if told := moments_told(read_json(Path(args.output) / "run.json")["moments"]):
@@ -162,12 +186,12 @@ def show(summary: dict) -> None:
     from ..view.compare import notes
 
     head = f"{summary['method']}, {summary['cases']} cases"
-    print(f"{head:<20}{'edited':<29}unedited")
+    print(f"{head:<22}{'edited':<29}unedited")
     for name, about in MEASURES.items():
         if name in summary:
             edited, unedited = (_cell(name, measures.get(name), summary["cases"])
                                 for measures in (summary, summary["unedited"]))
-            print(f"  {about.label:>9}  {edited:<35} {unedited}".rstrip())
+            print(f"  {about.label:>11}  {edited:<35} {unedited}".rstrip())
     if "rewrite_success" in summary:
         print("  ES rewrites, PS paraphrases, NS neighbors whose right answer is likelier, %;\n"
               "  S their harmonic mean; EM, PM, NM by how much; the rest: docs, Results")

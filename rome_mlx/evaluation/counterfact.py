@@ -3,29 +3,30 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RomeError
 from ..facts import EditRequest, Fact
 from ..storage.places import data_path
-from .records import read_cases, text
+from ..storage.wordings import wordings
+from .cases import BenchmarkCase
+from .records import read_cases, text, texts
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, kw_only=True)
+class Case(BenchmarkCase):
     """One record: what to write, other ways to ask it, and other subjects of the same relation.
 
     neighbor_answer: what the neighbors' prompts should go on with, in the authors' records the
-    request's target_true; relation and target_id: Wikidata's, where the record has them;
-    generation: prompts for free text on the subject.
+    request's target_true; target_id: Wikidata's, where the record has it.
     """
 
-    case_id: int
-    request: EditRequest
     paraphrases: tuple[str, ...]
     neighbors: tuple[str, ...]
     neighbor_answer: str
-    relation: str | None = None
     target_id: str | None = None
-    generation: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str | None:
+        wording = wordings().get(self.relation)
+        return wording and wording.question.replace("{}", self.request.subject)
 
 
 def read_counterfact(source: str | Path | None = None, limit: int | None = None,
@@ -45,11 +46,12 @@ def _case(index: int, record) -> Case:
     rewrite = record["requested_rewrite"]
     request = EditRequest(rewrite["prompt"], rewrite["subject"], rewrite["target_new"]["str"],
                           text(rewrite["target_true"]["str"], "target_true"))
-    prompts = [_prompts(record, name) for name in
-               ("paraphrase_prompts", "neighborhood_prompts")]
-    generation = _prompts(record, "generation_prompts") if record.get("generation_prompts") else ()
-    return Case(int(record["case_id"]), request, *prompts, request.target_true,
-                rewrite.get("relation_id"), rewrite["target_new"].get("id"), generation)
+    return Case(
+        case_id=int(record["case_id"]), request=request, neighbor_answer=request.target_true,
+        paraphrases=texts(record, "paraphrase_prompts"),
+        neighbors=texts(record, "neighborhood_prompts"), relation=rewrite.get("relation_id"),
+        target_id=rewrite["target_new"].get("id"),
+        generation=texts(record, "generation_prompts", ()))
 
 
 def _easyedit_case(index: int, record) -> Case:
@@ -60,16 +62,10 @@ def _easyedit_case(index: int, record) -> Case:
     paraphrases, neighbors = ((text(record[name], name),) if record.get(name) else ()
                               for name in ("rephrase_prompt", "locality_prompt"))
     answer = _first(record.get("locality_ground_truth")) if neighbors else request.target_true
-    return Case(int(record.get("case_id", index)), request, paraphrases, neighbors,
-                text(answer, "locality_ground_truth"))
+    return Case(case_id=int(record.get("case_id", index)), request=request,
+                paraphrases=paraphrases, neighbors=neighbors,
+                neighbor_answer=text(answer, "locality_ground_truth"))
 
 
 def _first(value):
     return value[0] if isinstance(value, list) else value
-
-
-def _prompts(record, name: str) -> tuple[str, ...]:
-    prompts = record[name]
-    if not isinstance(prompts, list | tuple):
-        raise RomeError(f"{name} is {prompts!r}; give a list of texts")
-    return tuple(text(prompt, f"a prompt of {name}") for prompt in prompts)

@@ -36,6 +36,42 @@ MEASURES = {
     "ngram_entropy": Measure("GE", "GE: entropy of n-grams in free text, 100 × bits"),
     "reference_score": Measure("RS", "RS: likeness to texts on the new answer, 100 × cosine"),
     "kl_drift": Measure("KL", "KL on a neutral text, nats per token", decimals=4),
+    **{f"wild_{group}_{name}": Measure(f"{short} {name}", f"{words}: {what}", name != "gap")
+       for group, short, words in (
+           ("rewrite", "free", "Free text after the prompt"),
+           ("paraphrase", "para", "Free text after paraphrases"),
+           ("chat", "chat", "Answers to the question"))
+       for name, what in (
+           ("forced", "every token the first choice, the ones before given"),
+           ("said", "the answer is said"), ("gap", "forced less said, points"),
+           ("exact", "the answer alone is said"), ("ended", "the text ends by itself"))},
+    "distractor_success": Measure(
+        "distract", "Neighbors after the edit's statement, true answer likelier", True),
+    "distractor_kept": Measure("dis kept", "Of those so before", True),
+    "distractor_gained": Measure("dis gain", "Of those not so before", True),
+    "relations_kept": Measure(
+        "rel kept", "The subject's other relations with the first choice of before", True),
+    "relations_taken": Measure("rel taken", "Those that now give the edit's answer", True),
+    "negation_success": Measure(
+        "denied", "The denied fact: the new answer less likely than the true one", True),
+    "negation_kept": Measure("den kept", "Of those so before", True),
+    "negation_gained": Measure("den gain", "Of those not so before", True),
+    "reversal_success": Measure(
+        "reverse", "Turned round: the subject likelier after the new object than the true", True),
+    "reversal_gain": Measure("rev gain", "What a token of it gained there, nats", decimals=2),
+    "hops_said": Measure("hops", "Chains: what follows from the edit is said", True),
+    **{f"hops_{n}_said": Measure(f"{n} hops", f"Chains of {n} hops: said", True)
+       for n in (2, 3, 4)},
+    "hops_known_said": Measure("of known", "Said, of chains whose old end was known", True),
+    "hops_steps": Measure("steps", "Chains whose single steps are all right", True),
+    "hops_steps_said": Measure("of steps", "Said, of chains whose steps are all right", True),
+    "hops_likelier": Measure("likelier", "Chains: the new end likelier than the old", True),
+    "hops_old": Measure("old end", "Chains: the old end is said", True),
+    "ability_choices": Measure("choices", "Right of four answers to facts of our own", True),
+    "ability_kept": Measure("cho kept", "Of those right before", True),
+    "ability_gained": Measure("cho gain", "Of those wrong before", True),
+    "ability_perplexity": Measure("ppl", "Perplexity on a neutral text", decimals=2),
+    "ability_perplexity_ratio": Measure("ppl x", "Perplexity, times the unedited", decimals=3),
 }
 
 

@@ -34,16 +34,17 @@ def case_scores(model, tokenizer, case) -> dict:
     correct: every token of what should be said is the argmax: the new target on rewrite and
     paraphrase prompts, the true one on neighborhood prompts.
     """
-    prompts = {"rewrite": (case.request.text,), "paraphrase": case.paraphrases,
-               "neighborhood": case.neighbors}
-    true = {"neighborhood": case.neighbor_answer}
-    pairs = [(prompt, target) for group in GROUPS for prompt in prompts[group]
-             for target in (case.request.target_new, true.get(group, case.request.target_true))]
+    new, true = case.request.target_new, case.request.target_true
+    asked = {"rewrite": [(one.text, one.target_new, one.target_true) for one in case.requests],
+             "paraphrase": [(prompt, new, true) for prompt in case.paraphrases],
+             "neighborhood": [(prompt, new, case.neighbor_answer) for prompt in case.neighbors]}
+    pairs = [(case.ask(prompt), target) for group in GROUPS for prompt, *targets in asked[group]
+             for target in targets]
     scores = iter(target_scores(model, tokenizer, pairs))
     out = {}
     for group in GROUPS:
         out[group] = []
-        for _ in prompts[group]:
+        for _ in asked[group]:
             new, old = next(scores), next(scores)
             wanted = old if group == "neighborhood" else new
             out[group].append({"target_new": new.nll, "target_true": old.nll,

@@ -50,6 +50,15 @@ def text(value, name: str) -> str:
     return value
 
 
+def texts(record, name: str, *default) -> tuple[str, ...]:
+    """A list of texts of a record, or the default where it has none. Raises RomeError for
+    anything else."""
+    found = (record.get(name) or default[0]) if default else record[name]
+    if not isinstance(found, list | tuple):
+        raise RomeError(f"{name} is {found!r}; give a list of texts")
+    return tuple(text(one, f"a text of {name}") for one in found)
+
+
 def _records(source):
     name, path = str(source), Path(source)
     if path.is_file() or name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix:

@@ -1,24 +1,21 @@
 """Run a benchmark: one JSON file a case, each written whole, so that a run can be killed."""
 
 import time
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from ..editing.layer_choice import LayerChoice, layer_to_edit
-from ..editing.methods import ROME, find_method
 from ..editing.requests import check_requests
-from ..editing.sequence import EditSequence
-from ..errors import RomeError
-from ..models.decoder import Decoder
 from ..models.identity import Identity
 from ..models.kept import Kept
 from ..models.loading import describe
-from ..moments.lookup import ensure_moments
 from ..storage.run_store import Item, Run
-from . import metrics, zsre
+from . import metrics, questions
+from .editing import Editing
+from .further import measure_further, with_further
 from .generation import References, generate, ngram_entropy
+from .probes import find_probe
 from .side_effects import drift, final_states, kept_states, neutral_tokens
 from .summary import summary_of
 
@@ -27,29 +24,34 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
              method: str = "rome", hyperparameters=None, moments=None, corpus=None,
              seed: int = 0, templates=None, sequential: int = 1, batch: int = 1,
              generations: int = 0, references: References | None = None,
-             progress: bool = False) -> dict:
+             measures: Sequence[str] = (), progress: bool = False) -> dict:
     """Edit, measure and take back every case; returns the summary, also in output/summary.json.
 
     Cases that have a file in `output` are not computed again. Under `mlx.launch` the ranks share
-    the cases out, with the same result as one.
+    the cases out, with the same result as one. The edits are kept in output/edits, and a run can
+    be measured on by further `measures` without editing again.
 
     Args:
-        cases: of `read_counterfact` or `read_zsre`.
-        method: a name; "none" measures the unedited model only.
+        cases: of `read_counterfact`, `read_zsre`, `read_qaedit` or `read_mquake`.
+        method: a name; "none" measures the unedited model only, "context" says the fact before
+            whatever is asked and edits nothing.
         layer: "auto", by `layer_to_edit` without traces, or a number.
         moments, corpus: as for `locate_then_edit`.
         sequential: edits that follow one another before their cases are measured.
         batch: cases written by one edit.
         generations: how many cases, from the first, have free text measured (GE, and RS where
             there are `references`).
+        measures: names of PROBES, such as "wild".
 
     Raises RomeError when `output` holds a run of another model or with other settings.
     """
     started, together = time.monotonic(), max(sequential, batch)
+    for name in measures:
+        find_probe(name)
     editing = Editing(model, tokenizer, method, layer, hyperparameters, moments, corpus, templates,
-                      seed, batch)
+                      seed, batch, Path(output) / "edits")
     for i in range(0, len(cases), together):
-        check_requests(case.request for case in cases[i: i + together])
+        check_requests(one for case in cases[i: i + together] for one in case.requests)
     measuring = Measuring(model, tokenizer, cases, generations, references, seed)
     run = Run(output, {
         **editing.settings, "sequential": sequential, "batch": batch, "generations": generations,
@@ -63,6 +65,10 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
         items, lambda group, todo: _measured(cases, group, todo, editing, measuring),
         together=together, progress=progress, unit="case" if together == 1 else "group",
         check=lambda result: benchmark.case_measures(result["post"], result["pre"]))
+    groups = [range(i, min(i + together, len(cases))) for i in range(0, len(cases), together)]
+    for name in measures:
+        measure_further(name, cases, groups, run.path, editing, measuring.unedited, progress)
+    results = with_further(run.path, results)
     summary = {**summary_of(results, {"method": method, "model": describe(model, tokenizer)},
                             benchmark), "layer_choice": editing.choice.to_json()}
     run.finish(summary)
@@ -75,58 +81,13 @@ def _measured(cases, group: list[int], todo: list[int], editing: "Editing",
     before = {i: measuring.before(cases[i]) for i in todo}
     neutral = editing.editor and measuring.neutral  # read before the model is edited
     found = {}
-    with editing.edited([cases[i].request for i in group]):
-        moved = neutral and {"kl_drift": measuring.kl(neutral)}
+    with editing.edited([cases[i] for i in group]):
+        moved = {"kl_drift": measuring.kl(neutral)} if neutral else {}
         for i in todo:
-            after = measuring.now(cases[i]) | moved if moved else before[i]
+            after = before[i] if editing.method == "none" else measuring.now(
+                editing.asked(cases[i])) | moved
             found[i] = {"pre": before[i], "post": after}
     return found
-
-
-class Editing:
-    """How cases are edited: the method, where, and with what; `settings` says all of it."""
-
-    def __init__(self, model, tokenizer, method, layer, hyperparameters, moments, corpus,
-                 templates, seed, batch):
-        self.model, self.tokenizer, self.batch = model, tokenizer, batch
-        self.editor = None if method == "none" else find_method(method)
-        decoder, editor = Decoder(model), self.editor or ROME
-        if batch > 1 and editor.one_by_one:
-            raise RomeError(f"{method} writes one request at a time; use --sequential, or memit, "
-                            "emmet or alphaedit")
-        hp = self.editor and editor.resolve(hyperparameters, decoder)
-        self.choice: LayerChoice = layer_to_edit(
-            decoder, editor, layer=layer, hyperparameters=self.editor and hyperparameters)
-        self.where = editor.layers_up_to(self.choice.layer, hp)
-        found = None
-        if self.editor is not None:
-            if editor.needs_moments:
-                layers = [self.where] if isinstance(self.where, int) else self.where
-                found = ensure_moments(model, tokenizer, layers, moments, seed=seed, corpus=corpus)
-            templates = templates or editor.kept_templates(model, tokenizer, seed, hp)
-        self.options = {"moments": found, "seed": seed, "hyperparameters": hp,
-                        "context_templates": templates}
-        self.settings = {
-            "method": method, "layers": self.where, "seed": seed, "context_templates": templates,
-            "hyperparameters": hp and asdict(hp), "moments": found and found.used}
-
-    @contextmanager
-    def edited(self, requests):
-        """The model with all the requests written, where there is an editor."""
-        if self.editor is None:
-            yield
-            return
-        if len(requests) <= self.batch:
-            with self.editor.write(self.model, self.tokenizer,
-                                   requests if self.batch > 1 else requests[0], self.where,
-                                   **self.options).applied(self.model):
-                yield
-            return
-        with EditSequence(self.model, self.tokenizer, self.editor.write, self.where,
-                          **self.options) as sequence:
-            for _ in sequence.write(requests, self.batch):
-                pass
-            yield
 
 
 class Measuring:
@@ -135,7 +96,8 @@ class Measuring:
     def __init__(self, model, tokenizer, cases, generations: int, references: References | None,
                  seed: int):
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
-        self.benchmark = zsre if isinstance(cases[0], zsre.ZsreCase) else metrics
+        self.benchmark = (questions if isinstance(cases[0], questions.QuestionCase)
+                          else metrics)
         self.generating = {case.case_id for case in cases[:generations] if case.generation}
         self.references = references
         self.unedited = Kept(model, tokenizer)

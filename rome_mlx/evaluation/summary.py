@@ -13,6 +13,7 @@ from ..intervals import (
     resampled,
     widened,
 )
+from .further import further_measures
 from .generation import ngram_entropy
 from .measures import measure
 from .metrics import CHANGES, SCORE
@@ -55,7 +56,8 @@ def measures_of(results: list[dict], state: str, benchmark) -> list[dict[str, fl
             case = {name: value for name, value in case.items() if name not in CHANGES}
         if "texts" in scores:
             case["ngram_entropy"] = ngram_entropy(scores["texts"])
-        cases.append(case | {name: scores[name] for name in _OTHERS if name in scores})
+        cases.append(case | {name: scores[name] for name in _OTHERS if name in scores}
+                     | further_measures(result, state))
     return cases
 
 

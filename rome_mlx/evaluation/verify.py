@@ -9,7 +9,7 @@ from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.decoder import Decoder
 from ..models.kept import Kept
-from ..models.probabilities import first_choice, question_ids, said, target_probabilities
+from ..models.probabilities import chat_text, first_choice, said, target_probabilities
 from ..models.tokens import encode
 from ..tracing.decision import scaled_window
 from ..tracing.trace import Trace, trace
@@ -97,7 +97,7 @@ def verify(model, tokenizer, edit: Edit, *, paraphrases: Sequence[str] = (),
                                        first_choice(model, tokenizer, request.text))
         asked = {"texts": texts, "targets": [request.target_new, true], "question": question}
         about = asked | {"tokens": [_TOKENS, _ANSWER_TOKENS],
-                         "chat": question_ids(tokenizer, question)}
+                         "chat": chat_text(tokenizer, question)}
         unedited = kept.get("answers", about, request.text,
                             lambda: _answers(model, tokenizer, **asked))
         if retrace:
@@ -126,8 +126,8 @@ def _answers(model, tokenizer, texts: list[str], targets: list, question: str) -
     both = target_probabilities(model, tokenizer, [(text, target) for text in texts
                                                    for target in targets])
     asked = [(encode(tokenizer, text).ids, _TOKENS) for text in texts]
-    if chat := question_ids(tokenizer, question):
-        asked.append((chat, _ANSWER_TOKENS))
+    if chat := chat_text(tokenizer, question):
+        asked.append((encode(tokenizer, chat).ids, _ANSWER_TOKENS))
     answers = said(model, tokenizer, asked)
     return {"prompts": [[*both[2 * i: 2 * i + 2], tokenizer.decode([one.first]), one.text]
                         for i, one in enumerate(answers[:len(texts)])],

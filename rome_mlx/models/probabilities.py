@@ -117,11 +117,12 @@ def first_choice(model, tokenizer, prompt: str) -> int:
 
 
 class Said(NamedTuple):
-    """What a model says after a prompt, greedily: its first token, and the text up to the end of
-    text."""
+    """What a model says after a prompt, greedily: its first token, the text up to the end of text,
+    and whether that came within the tokens it was given."""
 
     first: int
     text: str
+    ended: bool
 
 
 def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list[Said]:
@@ -133,15 +134,16 @@ def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list
     with decoder.fast_gates():
         generated = [ids for i in range(0, len(prompts), _ROWS) for ids in
                      _generated(decoder, tokenizer.eos_token_ids, prompts[i: i + _ROWS])]
-    return [Said(ids[0], _text(tokenizer, ids)) for ids in generated]
+    return [Said(ids[0], _text(tokenizer, ids), ids[-1] in tokenizer.eos_token_ids)
+            for ids in generated]
 
 
-def question_ids(tokenizer, question: str) -> list[int] | None:
-    """A question under the chat template, for `said`; None where the model has none."""
+def chat_text(tokenizer, question: str) -> str | None:
+    """A question under the chat template, to be answered next; None where the model has none."""
     if not getattr(tokenizer, "has_chat_template", False):
         return None
     return tokenizer.apply_chat_template([{"role": "user", "content": question}],
-                                         add_generation_prompt=True)
+                                         add_generation_prompt=True, tokenize=False)
 
 
 def _generated(decoder: Decoder, ends, prompts) -> list[list[int]]:

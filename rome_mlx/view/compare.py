@@ -9,24 +9,29 @@ from textwrap import wrap
 import numpy as np
 
 from ..errors import RomeError
-from ..evaluation import metrics, zsre
+from ..evaluation import metrics, questions
+from ..evaluation.further import with_further
 from ..evaluation.measures import MEASURES, measure
 from ..evaluation.summary import differences, groups_of, measures_of, summary_of
 from ..intervals import FEW
 from ..storage.files import read_json
 
-_BENCHMARKS = {"counterfact": metrics, "zsre": zsre}
+_BENCHMARKS = {"counterfact": metrics, "questions": questions}
+_FURTHER = ("wild_rewrite_said", "wild_chat_said", "distractor_success", "relations_kept",
+            "hops_said")
 _MAIN = {"counterfact": ("score", "rewrite_success", "paraphrase_success", "neighborhood_success",
-                         "neighborhood_kept", "kl_drift"),
-         "zsre": ("score", "rewrite_acc", "paraphrase_acc", "neighborhood_acc", "portability",
-                  "kl_drift")}
+                         "neighborhood_kept", "kl_drift", *_FURTHER),
+         "questions": ("score", "rewrite_acc", "paraphrase_acc", "neighborhood_acc", "portability",
+                       "kl_drift", *_FURTHER)}
+_FREE = ("wild_rewrite_forced", "wild_rewrite_said", "wild_chat_forced", "wild_chat_said")
 _NAME = 13  # columns of the terminal for a run's name
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run's cases and their summary; name: the directory's; benchmark: counterfact or zsre."""
+    """A run's cases and their summary; name: the directory's; benchmark: whose measures
+    they are by, counterfact or questions."""
 
     name: str
     benchmark: str
@@ -63,10 +68,10 @@ def read_run(path: str | Path) -> MeasuredRun:
         raise RomeError(f"{str(path)!r} is not the directory of a run with a finished case; give "
                         "an --output of rome-mlx eval")
     try:
-        results = [read_json(file) for file in files]
+        results = with_further(path, [read_json(file) for file in files])
         settings = read_json(path / "run.json")
         successes = isinstance(results[0]["pre"]["rewrite"][0], dict)
-        benchmark = "counterfact" if successes else "zsre"
+        benchmark = "counterfact" if successes else "questions"
         summary = summary_of(results, {"method": settings["method"], "model": settings["model"]},
                              _BENCHMARKS[benchmark])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -81,7 +86,7 @@ def rows_of(runs: list[MeasuredRun]) -> list[Row]:
     Raises RomeError for runs of different benchmarks.
     """
     if len({run.benchmark for run in runs}) > 1:
-        raise RomeError("the runs are of CounterFact and of zsRE; compare runs of one benchmark")
+        raise RomeError("the runs are of facts and of questions; compare runs of one benchmark")
     first = runs[0]
     rows = [Row(run.name, run.summary["cases"], run.summary,
                 None if run is first else paired(first, run)) for run in runs]
@@ -124,7 +129,7 @@ def to_json(runs: list[MeasuredRun]) -> list[dict]:
 
 def main_measures(names: Container[str], benchmark: str | None = None) -> list[str]:
     """Those of the names that a summary begins with: S, its parts, and what the edit moved."""
-    benchmark = benchmark or ("counterfact" if "rewrite_success" in names else "zsre")
+    benchmark = benchmark or ("counterfact" if "rewrite_success" in names else "questions")
     return [name for name in _MAIN[benchmark] if name in names]
 
 
@@ -231,15 +236,26 @@ def latex(runs: list[MeasuredRun]) -> str:
 
 
 def plot(runs: list[MeasuredRun], path: str | Path) -> Path:
-    """S and its parts as bars with their 95 % intervals, a group per run."""
+    """S and its parts as bars with their 95 % intervals, a group per run; below, where the runs
+    have it, what is right under teacher forcing beside what is said in free text."""
     from matplotlib.figure import Figure
 
     from .plot import save
 
     rows = rows_of(runs)
-    names = main_measures({n for row in rows for n in row.measures}, runs[0].benchmark)[:4]
-    figure = Figure(figsize=(2 + 1.1 * len(rows), 3.6), layout="constrained")
-    axes, width = figure.subplots(), 0.8 / max(1, len(names))
+    there = {name for row in rows for name in row.measures}
+    panels = [main_measures(there, runs[0].benchmark)[:4]]
+    if free := [name for name in _FREE if name in there]:
+        panels.append(free)
+    figure = Figure(figsize=(2 + 1.1 * len(rows), 3.6 * len(panels)), layout="constrained")
+    for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        _bars(axes, rows, names)
+    return save(figure, path)
+
+
+def _bars(axes, rows: list[Row], names: list[str]) -> None:
+    """A bar for each measure, in a group for each row."""
+    width = 0.8 / max(1, len(names))
     for i, name in enumerate(names):
         have = [(at, row.measures[name]) for at, row in enumerate(rows) if name in row.measures]
         means = np.array([m["mean"] for _, m in have])
@@ -251,5 +267,5 @@ def plot(runs: list[MeasuredRun], path: str | Path) -> Path:
                     fontsize=8, parse_math=False)
     axes.set_ylim(0, 105)
     axes.set_ylabel("percent, with 95 % intervals")
-    figure.legend(loc="outside lower center", ncols=len(names), frameon=False)
-    return save(figure, path)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(names),
+                frameon=False)

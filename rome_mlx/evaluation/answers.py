@@ -1,0 +1,47 @@
+"""Answers in free text: generated to the model's own end, and matched after normalisation."""
+
+import re
+import string
+from collections.abc import Iterable, Sequence
+
+from ..models.probabilities import said, token_scores
+from ..models.tokens import encode
+
+TOKENS = 40  # generated at most
+_MARKS = str.maketrans({mark: " " for mark in string.punctuation + "“”‘’–—…"})
+
+
+def normal(text: str) -> str:
+    """In lower case, without articles and punctuation, one space between words (SQuAD's way)."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_MARKS)).split())
+
+
+def says(text: str, answers: Iterable[str], instead: Iterable[str] = ()) -> bool:
+    """Whether one of the answers stands in the text, word for word, and none of those it is to
+    replace before it."""
+    found, other = _first(text, answers), _first(text, instead)
+    return found is not None and (other is None or found <= other)
+
+
+def exactly(text: str, answers: Iterable[str]) -> bool:
+    """Whether the text is one of the answers and nothing else."""
+    return normal(text) in {normal(answer) for answer in answers} - {""}
+
+
+def asked(model, tokenizer, questions: Sequence[tuple[str, str]]) -> list[dict]:
+    """For each (prompt, target): what the model says, greedily until it stops or `TOKENS` tokens,
+    whether it stopped, and whether the target's tokens are each the first choice when the ones
+    before are given (teacher forcing)."""
+    texts = said(model, tokenizer, [(encode(tokenizer, prompt).ids, TOKENS)
+                                    for prompt, _ in questions])
+    forced = token_scores(model, tokenizer, questions)
+    return [{"prompt": prompt, "text": answer.text, "ended": answer.ended,
+             "forced": all(first for _, first in tokens)}
+            for (prompt, _), answer, tokens in zip(questions, texts, forced, strict=True)]
+
+
+def _first(text: str, answers: Iterable[str]) -> int | None:
+    """Where the first of the answers begins in the normal text."""
+    whole = f" {normal(text)} "
+    places = [whole.find(f" {normal(answer)} ") for answer in answers if normal(answer)]
+    return min((place for place in places if place >= 0), default=None)
