@@ -20,6 +20,7 @@ COMMANDS = {
     "edits": ("edits", "look at saved edits, merge them, write a full model"),
     "moments": ("moments", "count the second moments that ROME needs"),
     "eval": ("eval", "measure a method on CounterFact or zsRE"),
+    "diff": ("diff", "what was done to a model since its base, and the way back"),
     "models": ("models", "list the model types that are supported, and why others are not"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),
     "doctor": ("doctor", "which device, BLAS, model and moments there are, and what is missing"),

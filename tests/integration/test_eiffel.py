@@ -96,3 +96,12 @@ def _text(directory):
     path = directory / "text.txt"
     path.write_text("The river runs through the valley and the town lies on its bank. " * 60)
     return path
+
+
+def test_the_edit_is_found_again_and_taken_back(run, default_model):
+    changed = rm.load(dtype="float32")
+    rm.load_edit(run[1]).apply(changed[0])
+    found = rm.diff(default_model, changed, ["The Louvre", "Big Ben", SUBJECT, "Rome", "Paris"])
+    fact, = found.facts
+    assert (found.verdict, fact.subject, fact.object, fact.layer) == ("rome", SUBJECT, "Rome", 8)
+    assert fact.subject_score > 0.9 > fact.chance and abs(found.kl) < 1e-6

@@ -1,0 +1,91 @@
+"""What was done to a model since its base: which weights changed and how, what was written about
+whom, and the edit that takes it back.
+
+  rome-mlx diff BASE MODEL --subjects names.txt --save-path found
+
+MODEL may be an adapter of the base, as mlx-lm or rome-mlx saved it.
+"""
+
+import sys
+from pathlib import Path
+from textwrap import wrap
+
+from .common import add_moments_arguments, check_file, check_moments_corpus, positive, write_json
+from .common import seed as seed_type
+
+_SHOWN = 10  # weights, on the terminal
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("base", metavar="BASE", help="directory, hub id or .gguf file")
+    parser.add_argument("model", metavar="MODEL", help="the same, or an adapter's directory")
+    parser.add_argument("--subjects", metavar="FILE",
+                        help="whom to look for, one name a line (default: the names of our own "
+                             "facts, and words of the tokenizer)")
+    parser.add_argument("--facts", type=positive, metavar="N",
+                        help="how many to name at most (default: as many as the change's rank)")
+    parser.add_argument("--save-path", metavar="DIR", help="save the edit that takes it back")
+    parser.add_argument("--json", metavar="FILE", help="write what was found")
+    parser.add_argument("--trust-remote-code", action="store_true",
+                        help="let the models' own code run")
+    parser.add_argument("--seed", type=seed_type, default=0, help="of everything sampled")
+    add_moments_arguments(parser)
+
+
+def run(args) -> int:
+    from ..editing.adapter import check_destination
+    from ..evaluation.forensics.diff import VERDICTS, diff
+
+    check_moments_corpus(args)
+    check_file(args.json)
+    if args.save_path:
+        check_destination(args.save_path)
+    subjects = _names(args.subjects) if args.subjects else None
+    found = diff(args.base, args.model, subjects, moments=args.moments, corpus=args.corpus,
+                 facts=args.facts, seed=args.seed, trust_remote_code=args.trust_remote_code,
+                 progress=sys.stderr.isatty())
+    print("\n".join(wrap(f"{found.verdict}: {VERDICTS[found.verdict]}", 80)))
+    _tell(found)
+    write_json(args.json, found.to_json())
+    if args.save_path:
+        if found.edit is None:
+            print("There is nothing of low rank to take back: no edit was saved.")
+        else:
+            found.edit.save(args.save_path)
+            print(f"The edit that takes it back is in {args.save_path}.")
+    return 0
+
+
+def _names(path: str) -> list[str]:
+    """The lines of a file. Raises RomeError where there are none."""
+    from ..errors import RomeError
+
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RomeError(f"cannot read the subjects in {path!r} ({error}); give a text file with "
+                        "one name a line") from error
+    if not (names := [line.strip() for line in lines if line.strip()]):
+        raise RomeError(f"{path!r} has no line with a name; give one name a line")
+    return names
+
+
+def _tell(found) -> None:
+    count, total = len(found.weights), len(found.weights) + found.same
+    if count:
+        print(f"{count} of {total} arrays differ, by ‖ΔW‖ / ‖W‖:")
+    largest = sorted(found.weights, key=lambda one: -one.relative_norm)
+    for one in largest[:_SHOWN]:
+        kind = f"rank {one.rank}" if one.rank else one.kind
+        print(f"  {one.path:<44} {100 * one.relative_norm:8.3f} %  {kind}")
+    if count > _SHOWN:
+        print(f"  and {count - _SHOWN} more")
+    for fact in found.facts:
+        print(f"\n{fact.subject}: {fact.object}  (score {fact.subject_score:.2f}, others up to "
+              f"{fact.chance:.2f})")
+        for one in fact.prompts:
+            print(f"  {one.prompt:<48.48} {one.base.strip():>10.10} → {one.model.strip():<10.10}"
+                  f" {one.probability:.2f}")
+    if found.kl is not None:
+        print(f"\nTaken back, the model is {abs(found.kl):.0e} nats a token from the base on a neutral "
+              "text.")

@@ -1,0 +1,86 @@
+"""What a changed model now says of a subject: the object, and the prompts that show it."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ...models.decoder import Decoder
+from ...models.probabilities import log_probabilities, padded, said
+from ...models.tokens import encode
+from ...storage.fact_set import read_fact_set
+from ...storage.wordings import wordings
+
+_SHOWN = 5  # prompts
+_ROWS = 32
+_TOKENS = 6
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One prompt on which two models differ: the first choices' words, and how likely the changed
+    model's is now and was before."""
+
+    prompt: str
+    base: str
+    model: str
+    probability: float
+    before: float
+
+
+@dataclass(frozen=True)
+class FoundFact:
+    """subject, with its score and what chance gives; object: the first word that the change makes
+    the model say of it; layer: of the first changed weight; prompts: where it shows, the clearest
+    first."""
+
+    subject: str
+    subject_score: float
+    chance: float
+    object: str
+    layer: int
+    prompts: list[Difference]
+
+
+def prompts_on(subject: str) -> list[str]:
+    """What can be said of a subject: the relations of CounterFact and of our own facts."""
+    texts = [one.text for one in wordings().values()]
+    texts += [relation.texts[0] for relation in read_fact_set()]
+    return list(dict.fromkeys(text.replace("{}", subject) for text in texts))
+
+
+def next_words(model, tokenizer, prompts: list[str]) -> np.ndarray:
+    """(prompts, vocabulary) log P of the next token."""
+    decoder, rows = Decoder(model), [encode(tokenizer, prompt).ids for prompt in prompts]
+    out = []
+    with decoder.fast_gates():
+        for i in range(0, len(rows), _ROWS):
+            some = rows[i: i + _ROWS]
+            h = decoder.run(decoder.enter(decoder.embed(padded(some))))
+            last = mx.array([len(ids) - 1 for ids in some])
+            logits = decoder.logits(h[mx.arange(len(some)), last])
+            out.append(np.array(log_probabilities(logits)))
+    return np.concatenate(out)
+
+
+def differences(base_words: np.ndarray, model, tokenizer, prompts: list[str]) -> tuple:
+    """(the token that gained most, the prompts where it shows). base_words: `next_words` of the
+    base."""
+    before, now = np.exp(base_words), np.exp(next_words(model, tokenizer, prompts))
+    gain = now - before
+    token = int(np.argmax(np.sort(gain, axis=0)[-_SHOWN:].sum(0)))
+    order = np.argsort(-gain[:, token])[:_SHOWN]
+    found = [Difference(prompts[i], tokenizer.decode([int(before[i].argmax())]),
+                        tokenizer.decode([token]), float(now[i, token]), float(before[i, token]))
+             for i in order if gain[i, token] > 0.01]
+    return token, found
+
+
+def object_of(model, tokenizer, token: int, found: list[Difference]) -> str:
+    """The word that begins with this token, as the changed model goes on at the clearest prompt."""
+    if not found:
+        return tokenizer.decode([token]).strip()
+    ids = [*encode(tokenizer, found[0].prompt).ids, token]
+    rest = said(model, tokenizer, [(ids, _TOKENS)])[0].text
+    whole = tokenizer.decode([token]) + rest
+    return whole.strip().split("\n")[0].split(".")[0].split(",")[0].split(" ")[0].strip()
