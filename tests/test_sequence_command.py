@@ -25,7 +25,7 @@ def place(tmp_path, monkeypatch):
 
     def command(*more, directory="edits"):
         return main(["edit", "--model", str(model), "--requests", str(tmp_path / "requests.json"),
-                     "--method", "memit", "--batch", "2", "--corpus", str(tmp_path / "text.txt"),
+                     "--batch", "2", "--corpus", str(tmp_path / "text.txt"),
                      "--hyperparameters", str(tmp_path / "hp.json"),
                      "--save-path", str(tmp_path / directory), *more])
 

@@ -42,9 +42,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--batch", type=positive, metavar="B",
                         help="write --requests one batch after the other, without tracing or "
                              "verifying each; with --save-path a run that is stopped goes on")
-    parser.add_argument("--method", default="rome",
+    parser.add_argument("--method",
                         help="rome, r-rome, p-rome, memit, emmet, alphaedit, ultraedit, ft, ft-l "
-                             "or lora (default rome)")
+                             "or lora (default rome, with --batch memit)")
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE",
                         help="published, a preset such as gpt-j, or a JSON file of some of them")
     parser.add_argument("--layer", type=layer_choice, default="auto",
@@ -77,6 +77,7 @@ def run(args) -> int:
     if args.no_verify and args.report is not None:
         raise RomeError("--report shows what --no-verify leaves out; give one or the other")
     cases = _cases(args)
+    args.method = args.method or ("rome" if args.batch is None else "memit")
     editor = find_method(args.method)
     if args.batch is None:
         check_requests(request for request, _, _ in cases)
