@@ -14,9 +14,10 @@ from tiny import tiny_model
 
 import rome_mlx as rm
 from rome_mlx.cli import main
-from rome_mlx.evaluation.forensics.statements import differences, next_words
+from rome_mlx.evaluation.forensics import names
 from rome_mlx.evaluation.forensics.names import Rows, named
 from rome_mlx.evaluation.forensics.spectrum import spectrum
+from rome_mlx.evaluation.forensics.statements import differences, next_words
 from rome_mlx.evaluation.forensics.weight_changes import changes
 from rome_mlx.models.decoder import Decoder
 
@@ -134,9 +135,7 @@ def test_the_row_space_gives_the_key_back_through_c():
     random = np.random.RandomState(1)
     mix = random.randn(256, 256)
     c = mix @ mix.T / 256 + np.eye(256)
-    from rome_mlx.evaluation.forensics import names
-
-    keys = np.mean([names._keys(Decoder(model), tokenizer, ["bobel"], context, 2)
+    keys = np.mean([names.subject_keys(Decoder(model), tokenizer, ["bobel"], context, 2)
                     for context in names.CONTEXTS], axis=0)
     right = np.linalg.solve(c, keys.T)
     found, = named(model, tokenizer, [Rows.of(2, right, c)], SUBJECTS, 1)

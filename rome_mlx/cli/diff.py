@@ -87,5 +87,5 @@ def _tell(found) -> None:
             print(f"  {one.prompt:<48.48} {one.base.strip():>10.10} → {one.model.strip():<10.10}"
                   f" {one.probability:.2f}")
     if found.kl is not None:
-        print(f"\nTaken back, the model is {abs(found.kl):.0e} nats a token from the base on a neutral "
-              "text.")
+        print(f"\nTaken back, the model is {abs(found.kl):.0e} nats a token from the base on a "
+              "neutral text.")

@@ -19,9 +19,9 @@ from ...moments.lookup import ensure_moments
 from ...storage.fact_set import read_fact_set
 from ...storage.places import read_lines
 from ..side_effects import drift, final_states, neutral_tokens
-from .statements import FoundFact, differences, next_words, object_of, prompts_on
 from .names import Name, Rows, named, own_words
 from .spectrum import Spectrum
+from .statements import FoundFact, differences, next_words, object_of, prompts_on
 from .weight_changes import WeightChange, changes
 
 _WORDS = 5000  # of the tokenizer's own, where no subjects are given

@@ -57,13 +57,15 @@ class Rows:
 
 
 def named(model, tokenizer, rows: Sequence[Rows], subjects: Sequence[str], most: int,
-          told: Callable[[int], None] = lambda done: None) -> list[Name]:
+          told: Callable[[int], None] = lambda done: None, first=None) -> list[Name]:
     """The subjects that explain the row spaces, the best first, `most` at most.
 
-    model: without the change; told: called with how many candidates were read.
+    model: without the change; told: called with how many candidates were read; first:
+    `coordinates` of all subjects in the first context, where they are at hand.
     """
     decoder = Decoder(model)
-    first = coordinates(decoder, tokenizer, rows, subjects, CONTEXTS[:1], told)
+    if first is None:
+        first = coordinates(decoder, tokenizer, rows, subjects, CONTEXTS[:1], told)
     found = _pursued(first, min(len(subjects), max(_SHORTLIST, 8 * most)))
     short = [subjects[i] for i, _ in found]
     picked = _pursued(coordinates(decoder, tokenizer, rows, short, CONTEXTS), len(short))
@@ -80,14 +82,15 @@ def coordinates(decoder: Decoder, tokenizer, rows: Sequence[Rows], subjects: Seq
     for at in range(0, len(order), _ROWS):
         some = order[at: at + _ROWS]
         for one, part in zip(rows, out, strict=True):
-            keys = np.mean([_keys(decoder, tokenizer, [subjects[i] for i in some], context,
-                                  one.layer) for context in contexts], axis=0)
+            keys = np.mean([subject_keys(decoder, tokenizer, [subjects[i] for i in some], context,
+                                         one.layer) for context in contexts], axis=0)
             part[some] = one.coordinates(keys)
         told(at + len(some))
     return out
 
 
-def _keys(decoder: Decoder, tokenizer, subjects, context: str, layer: int) -> np.ndarray:
+def subject_keys(decoder: Decoder, tokenizer, subjects, context: str, layer: int) -> np.ndarray:
+    """(subjects, d_in) float64, in one context."""
     start = context.index("{}")
     texts = [(context.replace("{}", subject), (start, start + len(subject)))
              for subject in subjects]
