@@ -186,7 +186,10 @@ def test_from_the_shell(tmp_path, capsys):
     assert main(["diff", str(path), str(path)]) == 0
     assert "identical" in capsys.readouterr().out
     assert main(["diff", str(path), str(tmp_path / "edit"), *options,
-                 "--save-path", str(tmp_path / "found"), "--json", str(tmp_path / "f.json")]) == 0
+                 "--save-path", str(tmp_path / "found"), "--json", str(tmp_path / "f.json"),
+                 "--report", str(tmp_path / "found.html")]) == 0
+    page = (tmp_path / "found.html").read_text("utf-8")
+    assert "catix" in page and "rank 1" in page and "<script" not in page
     out = capsys.readouterr().out
     assert "rank 1" in out and "catix" in out
     assert all(len(line) <= 80 for line in out.split("\n") if str(tmp_path) not in line)

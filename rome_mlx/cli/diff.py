@@ -25,6 +25,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--facts", type=positive, metavar="N",
                         help="how many to name at most (default: as many as the change's rank)")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit that takes it back")
+    parser.add_argument("--report", metavar="FILE.html", help="write a page of it")
     parser.add_argument("--json", metavar="FILE", help="write what was found")
     parser.add_argument("--trust-remote-code", action="store_true",
                         help="let the models' own code run")
@@ -38,6 +39,7 @@ def run(args) -> int:
 
     check_moments_corpus(args)
     check_file(args.json)
+    check_file(args.report)
     if args.save_path:
         check_destination(args.save_path)
     subjects = _names(args.subjects) if args.subjects else None
@@ -47,6 +49,12 @@ def run(args) -> int:
     print("\n".join(wrap(f"{found.verdict}: {VERDICTS[found.verdict]}", 80)))
     _tell(found)
     write_json(args.json, found.to_json())
+    if args.report:
+        from ..view.report import diff_report
+
+        diff_report(found, args.report, settings={
+            "base": args.base, "model": args.model, "subjects": args.subjects or "our own",
+            "moments": args.moments or "shipped or cached"})
     if args.save_path:
         if found.edit is None:
             print("There is nothing of low rank to take back: no edit was saved.")

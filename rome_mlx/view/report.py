@@ -1,4 +1,5 @@
-"""Pages for people: what an edit did, and what a benchmark measured. One HTML file each.
+"""Pages for people: what an edit did, what a benchmark measured, what was done to a model. One
+HTML file each.
 
 They hold no script, fetch nothing, and follow the reader's light or dark setting. Every text that
 comes from a request, a model or a file is escaped.
@@ -9,9 +10,10 @@ from pathlib import Path
 from ..errors import RomeError
 from ..storage.files import write_whole
 from .benchmark_page import benchmark_page
+from .diff_page import diff_page
 from .edit_page import edit_page
 
-__all__ = ["benchmark_report", "edit_report"]
+__all__ = ["benchmark_report", "diff_report", "edit_report"]
 
 
 def edit_report(results, path: str | Path, *, adapter: str | None = None) -> Path:
@@ -31,6 +33,11 @@ def benchmark_report(summary: dict, path: str | Path, *, settings: dict | None =
     directory; those that failed are listed.
     """
     return _write(path, lambda: benchmark_page(summary, settings or {}, list(cases)))
+
+
+def diff_report(found, path: str | Path, *, settings: dict | None = None) -> Path:
+    """Write the page of what `diff` found; settings: what was compared, name -> value."""
+    return _write(path, lambda: diff_page(found, settings or {}))
 
 
 def _write(path: str | Path, make) -> Path:

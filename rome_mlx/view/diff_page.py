@@ -1,0 +1,44 @@
+"""The page of what was done to a model: its weights, what was written, and the way back."""
+
+from html import escape
+
+from ..evaluation.forensics.diff import VERDICTS, Found
+from .page import bar, definitions, numbers, page, paragraph, section, table
+
+_LISTED = 30
+
+
+def diff_page(found: Found, settings: dict) -> str:
+    """The HTML page of what `diff` returned."""
+    total = len(found.weights) + found.same
+    head = [("verdict", found.verdict), (f"of {total} arrays differ", str(len(found.weights)))]
+    if found.facts:
+        head.append(("facts named", str(len(found.facts))))
+    if found.kl is not None:
+        head.append(("nats a token, taken back", f"{abs(found.kl):.0e}"))
+    body = [f"<h1>{escape(VERDICTS[found.verdict])}</h1>", numbers(head),
+            *(_fact(fact) for fact in found.facts), *_weights(found),
+            section("Compared", definitions(settings.items()))]
+    return page(f"{found.verdict}: {settings.get('model', '')}", body)
+
+
+def _fact(fact) -> str:
+    rows = [[escape(one.prompt), escape(one.base.strip()), escape(one.model.strip()),
+             bar(one.before, 1, "true before"), bar(one.probability, 1, "new")]
+            for one in fact.prompts]
+    words = (f"Its key fits the change by {fact.subject_score:.2f}; the best of those that were "
+             f"not named by {fact.chance:.2f}.")
+    return section(f"{fact.subject}: {fact.object}", paragraph(words), table(
+        ["Prompt", "The base says", "The model says", "of which the base", "the model"], rows))
+
+
+def _weights(found: Found) -> list[str]:
+    if not found.weights:
+        return []
+    largest = sorted(found.weights, key=lambda one: -one.relative_norm)[:_LISTED]
+    top = 100 * largest[0].relative_norm
+    rows = [[escape(one.path), bar(100 * one.relative_norm, top, "new"), escape(
+        f"rank {one.rank}" if one.rank else one.kind)] for one in largest]
+    rest = len(found.weights) - len(largest)
+    more = [paragraph(f"and {rest} more")] if rest else []
+    return [section("What differs", table(["Array", "‖ΔW‖ / ‖W‖ in %", "How"], rows), *more)]
