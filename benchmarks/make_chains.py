@@ -131,7 +131,7 @@ def record(relations, steps, path, subject: str, objects: list[str]) -> dict | N
                 "target_new": {"str": new}, "target_true": {"str": old[0]["answer"]},
                 "question": old[0]["question"]}],
             "questions": [worded(last.question, phrase)],
-            "clozes": [worded(text, phrase) for text in last.texts],
+            "clozes": [worded(text, phrase) for text in last.texts if "{}'s" not in text],
             "answer": old[-1]["answer"], "new_answer": rest[-1]["answer"], "single_hops": old,
             "new_single_hops": [{**old[0], "answer": new}, *rest]}
     return None

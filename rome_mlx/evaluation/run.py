@@ -12,7 +12,7 @@ from ..models.kept import Kept
 from ..models.loading import describe
 from ..storage.run_store import Item, Run
 from . import metrics, questions
-from .editing import Editing
+from .case_edits import Editing
 from .further import measure_further, with_further
 from .generation import References, generate, ngram_entropy
 from .probes import find_probe

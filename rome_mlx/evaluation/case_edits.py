@@ -78,5 +78,3 @@ class Editing:
                 pass
             sequence.edit().save(directory)
             yield
-
-
