@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
                          context_templates=None, seed: int = 0, samples: int = 10, noise="s3",
                          verification: bool = True,
                          progress: Callable[[str, dict], None] | None = None) -> list[Result]:
-    """Write many requests in one edit, where their traces together say; a Result for each.
+    """Write many requests in one edit; a Result for each.
 
     cases: [(request, paraphrases, neighbors)], several for the methods that write many facts at
     once. Options as for `locate_then_edit`.
@@ -105,14 +104,13 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
         raise RomeError(f"{method} writes one request at a time; use memit, emmet or alphaedit")
     if layer != "auto":
         decoder.check_layer(layer)
-    choose = partial(layer_to_edit, decoder, editor, layer=layer, hyperparameters=hyperparameters)
+    choice = layer_to_edit(decoder, editor, layer=layer, hyperparameters=hyperparameters)
     found: list[Trace] = []
-    if verification or choose().how not in ("given", "calibration"):
+    if verification:
         kept = Kept(model, tokenizer)
         found = [kept_trace(kept, model, tokenizer, request.fact, kind="mlp", samples=samples,
                             noise=noise, window=scaled_window(len(decoder.layers)),
                             token_range="subject_last") for request in requests]
-    choice = choose(traces=found)
     tell("trace", {"traces": found, "choice": choice})
     where = editor.layers_up_to(choice.layer, resolved)
     if context_templates is None:

@@ -13,7 +13,7 @@ from rome_mlx.editing import hyperparameters as module
 from rome_mlx.editing.hyperparameters import depth_layer, preset_name
 from rome_mlx.editing.layer_choice import layer_to_edit
 from rome_mlx.editing.methods import METHODS
-from rome_mlx.evaluation.run import Editing
+from rome_mlx.evaluation.case_edits import Editing
 from rome_mlx.models.decoder import Decoder
 
 REQUEST = rm.EditRequest("{} was", "a long subject", "b")
@@ -108,8 +108,8 @@ def test_published_hyperparameters_do_not_bring_their_models_layer(default_model
 @pytest.mark.parametrize(("method", "layers"), [
     ("rome", 5), ("memit", [4, 5, 6]), ("emmet", [6]), ("alphaedit", [4, 5, 6]), ("none", 5)])
 def test_a_benchmark_edits_the_default_model_where_the_methods_preset_says(
-        method, layers, default_model):
-    editing = Editing(*default_model, method, "auto", None, None, None, ["{}"], 0, 1)
+        method, layers, default_model, tmp_path):
+    editing = Editing(*default_model, method, "auto", None, None, None, ["{}"], 0, 1, tmp_path)
     assert editing.where == layers
 
 

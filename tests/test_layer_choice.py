@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from saved_model import save_tiny
@@ -104,20 +103,14 @@ def test_few_facts_are_no_profile():
                                               []))
 
 
-def test_a_clear_trace_comes_before_the_profile_and_calibration_before_the_trace(monkeypatch):
+def test_calibration_comes_before_the_profile_and_what_is_given_before_all(monkeypatch):
     model = tiny_model("llama", num_hidden_layers=8)
     keep_profile(clear_effects(model))
-    found = rm.trace(model, FakeTokenizer(), FACTS[0], samples=2, noise=0.5)
-    clear = np.array([0.1, 0.1, 0.4, 0.6, 0.4, 0.1, 0.1, 0.1])
-    found = type(found)(**{**vars(found), "deciding": clear, "clean_prob": 0.9,
-                           "corrupted_prob": 0.1})
-    assert found.decisive_layer == 3
-    choice = layer_to_edit(Decoder(model), ROME, traces=[found])
-    assert (choice.layer, choice.how) == (3, "trace")
+    assert layer_to_edit(Decoder(model), ROME).how == "profile"
     monkeypatch.setitem(hyperparameters._MODELS, ("llama", 8, 32, 48, 128), "gpt-j")
-    choice = layer_to_edit(Decoder(model), ROME, traces=[found])
+    choice = layer_to_edit(Decoder(model), ROME)
     assert (choice.layer, choice.how) == (5, "calibration")
-    choice = layer_to_edit(Decoder(model), ROME, layer=2, traces=[found])
+    choice = layer_to_edit(Decoder(model), ROME, layer=2)
     assert (choice.layer, choice.how) == (2, "given")
 
 

@@ -48,15 +48,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("--hyperparameters", metavar="published|PRESET|FILE",
                         help="published, a preset such as gpt-j, or a JSON file of some of them")
     parser.add_argument("--layer", type=layer_choice, default="auto",
-                        help="auto: by the trace (default), or a number")
+                        help="a number, or auto (default): what calibration or a preset says of "
+                             "this model, else by depth")
     add_moments_arguments(parser)
     parser.add_argument("--paraphrase", action="append", default=[], metavar="P",
                         help="another way to ask; may be given again")
     parser.add_argument("--neighbor", action="append", default=[], metavar="P",
                         help="a prompt that should not change; may be given again")
     parser.add_argument("--no-verify", action="store_true",
-                        help="write the edit and measure nothing; no trace either, where the layer "
-                             "is given or calibrated")
+                        help="write the edit and measure nothing; no trace either")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit as an mlx-lm adapter")
     parser.add_argument("--bits", choices=["keep"],
                         help="keep: save it as changes of a quantized model's own codes, not as an "

@@ -77,7 +77,7 @@ def run(args) -> int:
         result, beside = found.trace, {"recomputed": found.to_json()}
     else:
         result, beside = runs.trace(args.kind, args.window, args.severed, args.token_range), {}
-    choice = layer_to_edit(Decoder(model), ROME, traces=[result])
+    choice = layer_to_edit(Decoder(model), ROME)
     show(result)
     if args.fast:
         print(fill(found.told, 79, subsequent_indent="  "))

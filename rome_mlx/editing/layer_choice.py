@@ -1,8 +1,9 @@
 """The layer to edit: the one rule, for every command and call.
 
 It is not the decisive layer, which is what a trace says of a fact. The layer that traces best and
-the one that edits best are correlated, not the same (Hase et al. 2301.04213), so what was found by
-editing comes before what was found by tracing.
+the one that edits best are correlated, not the same (Hase et al. 2301.04213): on two models editing
+where a fact's own trace points did worse than editing at one layer of the model, whichever way it
+was traced (docs/layers.md). So the trace explains, and the layer is the model's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,8 @@ ENOUGH_FACTS = 20
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """layer: the layer to edit, of several the last; how: given, calibration, trace, profile or
-    depth; reason: in words."""
+    """layer: the layer to edit, of several the last; how: given, calibration, profile or depth;
+    reason: in words."""
 
     layer: int
     how: str
@@ -38,17 +39,16 @@ class LayerChoice:
 
 
 def layer_to_edit(decoder: Decoder, method: Method, *, layer: int | str | None = "auto",
-                  hyperparameters=None, traces: Sequence[Trace] = ()) -> LayerChoice:
+                  hyperparameters=None) -> LayerChoice:
     """The layer to edit, and why.
 
     Args:
         layer: a number, or "auto" or None to have it chosen.
         hyperparameters: as the caller gave them to `Method.resolve`, before they are resolved.
-        traces: of the facts that are to be written, where there are any.
 
     In this order: the layer given, or named by the hyperparameters given; what calibration found
-    for this model and method, of which a shipped preset is one; the facts' own trace, where it is
-    clear; the model's averaged profile, where it is clear; by depth.
+    for this model and method, of which a shipped preset is one; the model's averaged profile,
+    where it is clear; by depth.
     Raises RomeError for a layer that the model does not have.
     """
     if layer not in ("auto", None):
@@ -59,14 +59,14 @@ def layer_to_edit(decoder: Decoder, method: Method, *, layer: int | str | None =
         if _names_layers(hyperparameters):
             return LayerChoice(own, "given", "named by the hyperparameters")
         return LayerChoice(own, "calibration", f"the preset for this model, {resolved.preset}")
-    return _traced(decoder, traces) or _profiled(decoder, traces) or LayerChoice(
-        depth_layer(decoder), "depth", f"{_unclear(traces)}no calibration and no profile of this "
-        "model: 15 % of the depth; rome-mlx locate makes a profile")
+    return _profiled(decoder) or LayerChoice(
+        depth_layer(decoder), "depth", "no calibration and no profile of this model: 15 % of the "
+        "depth; rome-mlx calibrate finds its layer")
 
 
 def layers_to_edit(decoder: Decoder, method: Method, layer: int | str | None = "auto",
                    hyperparameters=None) -> int | list[int] | None:
-    """What to give a method as its layer, or layers: by the one rule, without traces."""
+    """What to give a method as its layer, or layers: by the one rule."""
     choice = layer_to_edit(decoder, method, layer=layer, hyperparameters=hyperparameters)
     return method.layers_up_to(choice.layer, method.resolve(hyperparameters, decoder))
 
@@ -89,27 +89,13 @@ def _names_layers(given) -> bool:
                                               for name in ("layer", "layers"))
 
 
-def _traced(decoder: Decoder, traces: Sequence[Trace]) -> LayerChoice | None:
-    decision = decisive(traces)
-    if decision is None or not decision.clear:
-        return None
-    subject = "this fact's trace" if len(traces) == 1 else f"the mean of {len(traces)} traces"
-    return _dense(decoder, LayerChoice(decision.layer, "trace",
-                                       f"{subject} is clear: {decision.reason}"))
-
-
-def _profiled(decoder: Decoder, traces: Sequence[Trace]) -> LayerChoice | None:
+def _profiled(decoder: Decoder) -> LayerChoice | None:
     profile = stored_profile(decoder)
     if profile is None or not profile["clear"]:
         return None
     return _dense(decoder, LayerChoice(
-        profile["decisive_layer"], "profile", f"{_unclear(traces)}averaged over "
-        f"{profile['facts_used']} facts this layer decides"))
-
-
-def _unclear(traces: Sequence[Trace]) -> str:
-    decision = decisive(traces)
-    return "" if decision is None else f"the trace is not clear ({decision.reason}); "
+        profile["decisive_layer"], "profile", f"averaged over {profile['facts_used']} facts this "
+        "layer decides"))
 
 
 def _dense(decoder: Decoder, choice: LayerChoice) -> LayerChoice:
