@@ -44,12 +44,13 @@ def main() -> None:
     steps = known_steps(model, tokenizer, relations.values())
     print(f"{len(steps)} of {sum(len(one.facts) for one in relations.values())} facts are known")
     drafts = drafted(relations, steps)
-    known = known_texts(model, tokenizer, [(draft["clozes"], draft["answer"]) for draft in drafts])
+    known = known_texts(model, tokenizer, [(draft["asked"], draft["answer"]) for draft in drafts])
     records = [draft for draft, text in zip(drafts, known, strict=True) if text is not None]
     records = few_of_each(records)
+    records = [records[i] for i in np.random.RandomState(0).permutation(len(records))]
     for i, record in enumerate(records):
         record["case_id"] = i
-        del record["relations"]
+        del record["relations"], record["asked"]
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     write_whole(args.output, f"[\n{lines}\n]\n")
     counts = Counter(len(record["new_single_hops"]) for record in records)
@@ -131,6 +132,7 @@ def record(relations, steps, path, subject: str, objects: list[str]) -> dict | N
                 "target_new": {"str": new}, "target_true": {"str": old[0]["answer"]},
                 "question": old[0]["question"]}],
             "questions": [worded(last.question, phrase)],
+            "asked": [worded(text, phrase) for text in last.texts],
             "clozes": [worded(text, phrase) for text in last.texts if "{}'s" not in text],
             "answer": old[-1]["answer"], "new_answer": rest[-1]["answer"], "single_hops": old,
             "new_single_hops": [{**old[0], "answer": new}, *rest]}

@@ -217,3 +217,15 @@ def test_a_measure_that_is_unknown_is_refused_before_anything_is_edited(written,
     assert not (tmp_path / "run").exists()
     assert set(PROBES) == {"wild", "distractor", "relations", "negation", "reversal", "hops",
                            "ability"}
+
+
+def test_our_own_chains_lead_from_their_edit_to_another_end():
+    cases = read_mquake()
+    assert len(cases) >= 400 and {len(case.hops) for case in cases} == {2, 3}
+    for case in cases:
+        assert case.request.subject in case.request.text
+        assert set(case.old_answers).isdisjoint(case.new_answers)
+        assert case.hops[0].answers == (case.request.target_new,)
+        assert case.hops[-1].answers == case.new_answers and case.clozes
+        assert not any(answer in text for answer in case.new_answers
+                       for text in (*case.questions, *case.clozes) if len(answer) > 3)
