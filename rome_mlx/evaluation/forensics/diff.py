@@ -28,7 +28,7 @@ _WORDS = 5000  # of the tokenizer's own, where no subjects are given
 
 VERDICTS = {
     "identical": "The two models are the same.",
-    "rounded": "The model is the base, rounded to 16 bits.",
+    "rounded": "The model is the base but for rounding.",
     "requantized": "The model is the base on another grid: nothing stands out of the rounding.",
     "rome": "One down projection has a change of low rank, as ROME writes it.",
     "memit": "Several down projections have changes of low rank, as MEMIT writes them.",

@@ -16,14 +16,15 @@ _RANK = 0.25
 #: and the noise is rounding, or no more than this part of the change
 _SPREAD = 0.1
 _EXPLAINED = 0.999  # of the numbers of a rounded weight
+_FLOAT32 = 1e-6  # ‖ΔW‖ / ‖W‖ that arithmetic in float32 leaves
 
 
 @dataclass(frozen=True)
 class WeightChange:
     """One array that differs.
 
-    path: as the model has it; relative_norm: ‖ΔW‖ / ‖W‖, Frobenius; kind: "rounded" (to 16 bits),
-    "requantized", "low-rank" or "spread"; spectrum: of a matrix that is not rounded alone.
+    path: as the model has it; relative_norm: ‖ΔW‖ / ‖W‖, Frobenius; kind: "rounded" (to 16 bits,
+    or by arithmetic in float32), "requantized", "low-rank" or "spread"; spectrum: of a matrix that is not rounded alone.
     """
 
     path: str
@@ -87,7 +88,7 @@ def compared(path: str, one: nn.Module, other: nn.Module) -> WeightChange | str:
     if not change.any():
         return path
     norm = float(np.linalg.norm(change) / max(np.linalg.norm(before), 1e-30))
-    if _rounds(before, after):
+    if norm < _FLOAT32 or _rounds(before, after):
         return WeightChange(path, norm, "rounded")
     found = spectrum(change.astype(np.float64))
     grid = _grid(one, other)
@@ -130,7 +131,8 @@ def _vector(path: str, one: mx.array, other: mx.array | None) -> WeightChange | 
     if not change.any():
         return path
     norm = float(np.linalg.norm(change) / max(np.linalg.norm(before), 1e-30))
-    return WeightChange(path, norm, "rounded" if _rounds(before, after) else "spread")
+    rounded = norm < _FLOAT32 or _rounds(before, after)
+    return WeightChange(path, norm, "rounded" if rounded else "spread")
 
 
 def _rounds(before: np.ndarray, after: np.ndarray) -> bool:
