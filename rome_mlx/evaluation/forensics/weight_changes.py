@@ -24,7 +24,8 @@ class WeightChange:
     """One array that differs.
 
     path: as the model has it; relative_norm: ‖ΔW‖ / ‖W‖, Frobenius; kind: "rounded" (to 16 bits,
-    or by arithmetic in float32), "requantized", "low-rank" or "spread"; spectrum: of a matrix that is not rounded alone.
+    or by arithmetic in float32), "requantized", "low-rank" or "spread"; spectrum: of a matrix that
+    is not rounded alone.
     """
 
     path: str
