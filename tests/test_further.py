@@ -67,6 +67,7 @@ def run(tmp_path):
 def test_answers_are_matched_word_for_word_after_normalisation():
     assert normal(" The  Eiffel-Tower, a “tower”! ") == "eiffel tower tower"
     assert says("It is in ROME, of course.", ["Rome"]) and not says("Romeo", ["Rome"])
+    assert says("It is São Paulo", ["Sao Paulo"]) and normal("Ｒｏｍｅ") == "rome"
     assert says("in Paris", ["Rome", "Paris"]) and not says("", ["Rome"])
     assert not says("Paris, not Rome", ["Rome"], ["Paris"])
     assert says("Rome, not Paris", ["Rome"], ["Paris"])

@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from ..models.probabilities import said, token_scores
@@ -12,7 +13,8 @@ _MARKS = str.maketrans({mark: " " for mark in string.punctuation + "“”‘’
 
 
 def normal(text: str) -> str:
-    """In lower case, without articles and punctuation, one space between words (SQuAD's way)."""
+    """In lower case, without accents, articles and punctuation, one space between words."""
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_MARKS)).split())
 
 
