@@ -116,8 +116,7 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     if context_templates is None:
         context_templates = editor.kept_templates(model, tokenizer, seed, resolved)
     if editor.needs_moments:
-        moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
-                                 moments, seed=seed, corpus=corpus)
+        moments = ensure_moments(model, tokenizer, where, moments, seed=seed, corpus=corpus)
     edit = editor.write(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
                         moments=moments, seed=seed, hyperparameters=resolved,
                         context_templates=context_templates,

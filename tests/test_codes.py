@@ -191,8 +191,14 @@ def test_code_edits_follow_one_another_and_stack():
     both = stored(model)
     second.revert(model)
     first.revert(model)
-    with rm.stack([first, second]).applied(model):
+    stacked = rm.stack([first, second])
+    with stacked.applied(model):
         assert same_arrays(stored(model), both)
+    for path, change in stacked.deltas.items():  # a code that both change is counted once
+        parts = [edit.deltas[path] for edit in (first, second)]
+        places = {(r, c) for part in parts for r, c in zip(part.rows, part.columns, strict=True)}
+        assert len(change.steps) <= len(places) and change.norm > 0
+        assert np.abs(change.change - sum(part.change for part in parts)).max() < 1e-6
 
 
 def test_a_saved_code_edit_is_the_edit_it_was(tmp_path):

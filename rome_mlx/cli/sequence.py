@@ -24,8 +24,7 @@ def write(args, requests: list, given) -> int:
     guard = Guard(model, tokenizer)
     method = find_method(args.method)
     where = layers_to_edit(Decoder(model), method, args.layer, given)
-    moments = ensure_moments(model, tokenizer, [where] if isinstance(where, int) else where,
-                             args.moments, seed=args.seed,
+    moments = ensure_moments(model, tokenizer, where, args.moments, seed=args.seed,
                              corpus=args.corpus) if method.needs_moments else None
     directory = args.save_path and Path(args.save_path) / PLACE
     with EditSequence(model, tokenizer, method.write, where, directory=directory, moments=moments,

@@ -36,8 +36,8 @@ class Editing:
         found = None
         if self.editor is not None:
             if editor.needs_moments:
-                layers = [self.where] if isinstance(self.where, int) else self.where
-                found = ensure_moments(model, tokenizer, layers, moments, seed=seed, corpus=corpus)
+                found = ensure_moments(model, tokenizer, self.where, moments, seed=seed,
+                                       corpus=corpus)
             templates = templates or editor.kept_templates(model, tokenizer, seed, hp)
         self.options = {"moments": found, "seed": seed, "hyperparameters": hp,
                         "context_templates": templates}

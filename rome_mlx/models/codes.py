@@ -50,9 +50,17 @@ class CodeChange:
     def __add__(self, other: "CodeChange") -> "CodeChange":
         if self.base != other.base:
             raise RomeError("the edits change codes of different weights; stack edits of one model")
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)])
-                  for name in ("rows", "columns", "steps", "values")}
-        return CodeChange(**joined, shape=self.shape, base=self.base)
+        rows, columns, steps, values = (
+            np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("rows", "columns", "steps", "values"))
+        where, index = np.unique(rows.astype(np.int64) * self.shape[1] + columns,
+                                 return_inverse=True)
+        steps, values = (np.bincount(index, x, len(where)) for x in (steps, values))
+        kept = steps != 0
+        rows, columns = np.divmod(where[kept], self.shape[1])
+        return CodeChange(rows.astype(np.int32), columns.astype(np.int32),
+                          steps[kept].astype(np.int32), values[kept].astype(np.float32),
+                          self.shape, self.base)
 
     @property
     def share(self) -> float:

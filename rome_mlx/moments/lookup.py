@@ -118,14 +118,15 @@ def moment_matrix(model, tokenizer, layer: int, moments=None) -> np.ndarray:
     return find_moments(model, tokenizer, [layer], moments).matrix(layer)
 
 
-def ensure_moments(model, tokenizer, layers, moments=None, *, seed: int = 0,
+def ensure_moments(model, tokenizer, layers: int | list[int], moments=None, *, seed: int = 0,
                    corpus=None) -> Lookup:
-    """As `find_moments`, after making those that are missing over `corpus`, as `second_moments`
-    takes it, or the model's own samples.
+    """As `find_moments`, of one layer or several, after making those that are missing over
+    `corpus`, as `second_moments` takes it, or the model's own samples.
 
     They are counted on the model without its edits, in one pass, and cached; stderr says so, and
     where C is of too few tokens.
     """
+    layers = [layers] if isinstance(layers, int) else layers
     if moments is None:
         _make_missing(model, tokenizer, layers, seed, Corpus.of(corpus or "self"))
     found = find_moments(model, tokenizer, layers, moments)
