@@ -247,7 +247,8 @@ def plot(runs: list[MeasuredRun], path: str | Path) -> Path:
     panels = [main_measures(there, runs[0].benchmark)[:4]]
     if free := [name for name in _FREE if name in there]:
         panels.append(free)
-    figure = Figure(figsize=(2 + 1.1 * len(rows), 3.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(max(5, 2 + 1.1 * len(rows)), 3.6 * len(panels)),
+                    layout="constrained")
     for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _bars(axes, rows, names)
     return save(figure, path)
@@ -268,4 +269,4 @@ def _bars(axes, rows: list[Row], names: list[str]) -> None:
     axes.set_ylim(0, 105)
     axes.set_ylabel("percent, with 95 % intervals")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(names),
-                frameon=False)
+                frameon=False, fontsize=8, handlelength=1.2, columnspacing=1.2)

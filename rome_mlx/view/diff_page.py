@@ -29,7 +29,7 @@ def _fact(fact) -> str:
     words = (f"Its key fits the change by {fact.subject_score:.2f}; the best of those that were "
              f"not named by {fact.chance:.2f}.")
     return section(f"{fact.subject}: {fact.object}", paragraph(words), table(
-        ["Prompt", "The base says", "The model says", "of which the base", "the model"], rows))
+        ["Prompt", "The base says", "The model says", "Its P in the base", "and now"], rows))
 
 
 def _weights(found: Found) -> list[str]:
