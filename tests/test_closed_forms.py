@@ -186,3 +186,24 @@ def test_lora_is_what_mlx_lms_own_layers_learn():
     for adapter, delta in zip(adapters, edit.deltas.values(), strict=True):
         expected = 4.0 * np.array(adapter.lora_a @ adapter.lora_b)
         assert np.linalg.norm(delta.a @ delta.b - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_rome_updates_as_r_rome_where_the_bare_prompts_key_does_not_fit(monkeypatch):
+    """A text's first token may have a key that is no subject's."""
+    from rome_mlx.editing.methods import rome as module
+
+    model, tokenizer = tiny_model("llama"), FakeTokenizer()
+    width = model.layers[1].mlp.down_proj.weight.shape[1]
+    options = {"moments": {1: np.eye(width)}, "context_templates": ["{}", "so it was. {}"],
+               "hyperparameters": {"v_num_grad_steps": 3}}
+    request = rm.EditRequest("{} is in", "Oslo", "x")
+    plain = rm.rome(model, tokenizer, request, 1, **options)
+    assert plain.details == {}
+    monkeypatch.setattr(module, "FIT", 1e9)
+    mild = rm.rome(model, tokenizer, request, 1, **options)
+    other = rm.r_rome(model, tokenizer, request, 1, **options)
+    assert mild.details["fit"] > 0
+    np.testing.assert_array_equal(mild.right_vector, other.right_vector)
+    assert not np.allclose(mild.right_vector, plain.right_vector)
+    key, mean = np.array([[1.0, 0], [0, 2]]), np.array([[2.0, 5], [0, 1]])
+    np.testing.assert_allclose(module.fit(key, mean, np.array([[1.0, 0], [0, 3]])), [0.5, 2])

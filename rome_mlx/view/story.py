@@ -60,6 +60,7 @@ class Story:
               f"{first['total']:.3f} → {last['total']:.3f}\n"
               f"  (target {last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f})")
         for told in (moments_told(edit.moments), _null_space(edit.details.get("null_space")),
+                     _fit(edit.details.get("fit")),
                      f"Hyperparameters: {edit.hyperparameters.preset}"):
             if told:
                 print(fill(f"{told}.", _WIDTH, initial_indent="  ", subsequent_indent="  "))
@@ -92,6 +93,12 @@ class Story:
         if check.side_effects is not None:
             print("On text about other things {first_choice_changed:.1f} % of next words change, "
                   "KL {kl:.4f}.".format(**check.side_effects))
+
+
+def _fit(fit: float | None) -> str | None:
+    return fit and (f"The subject begins the text, where its key fits by {fit:.2f} of what it does "
+                    "elsewhere: the update is r-rome's, which leaves the bare prompt as it is; put "
+                    "words before the subject in the prompt to write that too")
 
 
 def _null_space(spaces: list[dict] | None) -> str | None:

@@ -25,6 +25,9 @@ from ..templates import context_templates as sample_templates
 from ..value import optimize_values
 
 _BARE = ["{}"]
+#: where the bare prompt's key fits the update's direction by less than this part of the mean
+#: key, an update for it would be too strong for every other text; see docs/limits.md
+FIT = 0.3
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ def rome(model, tokenizer, request: EditRequest, layer: int | None = None, *, mo
 
     Where a norm follows the MLP, v* is made as long as the output it replaces: the norm gives the
     same for it, and the weight changes less.
+
+    Where the subject is the first token of the prompt, its key there may be no subject's key at
+    all. If it fits the update's direction by less than 0.3 of the mean key, as details["fit"] then
+    says, the update is `r_rome`'s: the authors' would be as many times too strong.
 
     layer: by default the preset's, where the model has one; moments: as `second_moments` gives
     them, a directory, {layer: (d_in, d_in)}, or None for stored ones; context_templates: texts
@@ -129,20 +136,28 @@ def rank_one_edits(method: str, model, tokenizer, requests, layer: int | None = 
                                  for all_contexts in _CONTEXTS[method])
 
     directions = inverse_direction(given.matrix(layer), keys[:, for_direction].mean(1), hp.ridge)
+    fits = fit(keys[:, for_update].mean(1), keys[:, for_direction].mean(1), directions)
     values = optimize_values(decoder, tokenizer, requests, templates, layer, hp, report=report)
     path = decoder.path(layer, "down")
     about, edits = provenance(model, tokenizer, [path]), []
     for i, (request, value) in enumerate(zip(requests, values, strict=True)):
-        target, output = value.initial + value.delta, outputs[i, for_update].mean(0)
+        read = for_update if fits[i] >= FIT else everywhere
+        target, output = value.initial + value.delta, outputs[i, read].mean(0)
         if decoder.architecture.mlp_norm:  # which sees where the value points, not how long it is
             target *= np.linalg.norm(output) / np.linalg.norm(target)
-        right, left = rank_one_update(keys[i, for_update].mean(0), directions[i], target, output)
+        right, left = rank_one_update(keys[i, read].mean(0), directions[i], target, output)
         edits.append(Edit(
             method=method, requests=[request],
             deltas={path: LowRank(left[:, None], right[None, :])}, layers=[layer],
             hyperparameters=hp, context_templates=templates, losses=value.losses, seed=seed,
+            details={"fit": float(fits[i])} if fits[i] < FIT else {},
             moments=given.used, **about))
     return edits
+
+
+def fit(key, mean, direction) -> np.ndarray:
+    """How well keys (n, d_in) fit the directions, in parts of how well the mean keys do."""
+    return np.sum(key * direction, axis=1) / np.sum(mean * direction, axis=1)
 
 
 def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -> np.ndarray:
