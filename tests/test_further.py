@@ -164,6 +164,14 @@ def test_a_finished_run_is_measured_on_without_editing(written, run, tmp_path, m
     plot([read_run(tmp_path / "run")], tmp_path / "run.png")
 
 
+def test_a_damaged_measure_is_named(written, run, tmp_path):
+    cases = read_counterfact(written([record(0)]))
+    run(cases, measures=["negation"])
+    (tmp_path / "run/negation/edit_0.json").write_text('{"cases": [3]}')
+    with pytest.raises(rm.RomeError, match=r"edit_0\.json is damaged"):
+        read_run(tmp_path / "run")
+
+
 def test_edits_in_a_row_are_measured_together(written, run, tmp_path):
     cases = read_counterfact(written([record(i) for i in range(3)]))
     found = run(cases, sequential=2, measures=["negation", "ability"])

@@ -19,7 +19,7 @@ COMMANDS = {
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
     "edits": ("edits", "look at saved edits, merge them, write a full model"),
     "moments": ("moments", "count the second moments that ROME needs"),
-    "eval": ("eval", "measure a method on CounterFact or zsRE"),
+    "eval": ("eval", "measure a method on CounterFact, zsRE, QAEdit or MQuAKE"),
     "diff": ("diff", "what was done to a model since its base, and the way back"),
     "models": ("models", "list the model types that are supported, and why others are not"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),

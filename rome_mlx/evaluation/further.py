@@ -50,13 +50,19 @@ def measure_further(name: str, cases: Sequence, groups: Sequence[Sequence[int]],
 
 
 def with_further(path: str | Path, results: Sequence[dict]) -> list[dict]:
-    """A run's cases' files with what its further measures found: "measures": {name: found}."""
+    """A run's cases' files with what its further measures found: "measures": {name: found}.
+
+    Raises RomeError for a file that is damaged.
+    """
     found: dict[int, dict] = {result["case_id"]: {} for result in results}
     for name in PROBES:
         for file in (Path(path) / name).glob("edit_*.json"):
-            for one in read_json(file)["cases"]:
-                if one["case_id"] in found:
-                    found[one["case_id"]][name] = one
+            try:
+                for one in read_json(file)["cases"]:
+                    found.get(one["case_id"], {})[name] = {s: one[s] for s in ("pre", "post")}
+            except (KeyError, TypeError) as error:
+                raise RomeError(f"{file} is damaged ({type(error).__name__}: {error}); remove it "
+                                "and measure again") from error
     return [{**result, "measures": found[result["case_id"]]} for result in results]
 
 
