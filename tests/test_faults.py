@@ -166,7 +166,8 @@ def start(arguments, cache):
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in directory.iterdir() if not p.name.startswith(".")}
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*")
+            if p.is_file() and not p.name.startswith(".")}
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_two_processes_in_one_directory_end_with_whole_files(name, saved_model, 
         assert process.returncode == 0, said
     expected, found = contents(tmp_path / "alone"), contents(tmp_path / "both")
     assert expected.keys() == found.keys()
-    assert not list((tmp_path / "both").glob(".*"))
+    assert not list((tmp_path / "both").rglob(".*"))
     if name == "eval":
         assert expected == found
 

@@ -1,5 +1,6 @@
 """How a benchmark's cases are edited, and where a run keeps its edits."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -68,7 +69,7 @@ class Editing:
             edit = self.editor.write(self.model, self.tokenizer,
                                      requests[0] if self.editor.one_by_one else requests,
                                      self.where, **self.options)
-            edit.save(directory)
+            _keep(edit, directory)
             with edit.applied(self.model):
                 yield
             return
@@ -76,5 +77,20 @@ class Editing:
                           **self.options) as sequence:
             for _ in sequence.write(requests, self.batch):
                 pass
-            sequence.edit().save(directory)
+            _keep(sequence.edit(), directory)
             yield
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written."""
+        for left in self.directory.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _keep(edit, directory: Path) -> None:
+    """Save an edit, unless it is there: another process of the same run may come first."""
+    try:
+        if not directory.exists():
+            edit.save(directory)
+    except RomeError:
+        if not directory.exists():
+            raise

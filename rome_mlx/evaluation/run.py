@@ -72,6 +72,8 @@ def evaluate(model, tokenizer, cases, *, output: str | Path, layer: int | str = 
     summary = {**summary_of(results, {"method": method, "model": describe(model, tokenizer)},
                             benchmark), "layer_choice": editing.choice.to_json()}
     run.finish(summary)
+    if run.group.rank() == 0:
+        editing.tidy()
     return {**summary, "seconds": time.monotonic() - started}
 
 
