@@ -10,8 +10,14 @@ import sys
 from pathlib import Path
 from textwrap import wrap
 
-from .common import add_moments_arguments, check_file, check_moments_corpus, positive, write_json
-from .common import seed as seed_type
+from .common import (
+    add_moments_arguments,
+    check_file,
+    check_moments_corpus,
+    positive,
+    seed,
+    write_json,
+)
 
 _SHOWN = 10  # weights, on the terminal
 
@@ -29,7 +35,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write what was found")
     parser.add_argument("--trust-remote-code", action="store_true",
                         help="let the models' own code run")
-    parser.add_argument("--seed", type=seed_type, default=0, help="of everything sampled")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything sampled")
     add_moments_arguments(parser)
 
 
