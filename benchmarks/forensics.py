@@ -33,7 +33,13 @@ from rome_mlx.editing.layer_choice import layers_to_edit  # noqa: E402
 from rome_mlx.editing.methods import find_method  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.forensics.diff import told, verdict  # noqa: E402
-from rome_mlx.evaluation.forensics.names import CONTEXTS, Rows, named, subject_keys  # noqa: E402
+from rome_mlx.evaluation.forensics.names import (  # noqa: E402
+    CONTEXTS,
+    Rows,
+    by_length,
+    named,
+    subject_keys,
+)
 from rome_mlx.evaluation.forensics.weight_changes import WeightChange, changes, compared  # noqa: E402
 from rome_mlx.intervals import mean_interval  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
@@ -59,8 +65,7 @@ def main() -> None:
     other.mkdir(parents=True, exist_ok=True)
     seen = rm.second_moments(base, tokenizer, LAYERS, args.corpus, args.tokens, output=other,
                              progress=True)
-    finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in LAYERS},
-                      Path(args.output))
+    finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in LAYERS})
     groups = [(kind, number, count_of(kind)) for kind in args.kinds for number in range(args.edits)]
     run = Run(Path(args.output) / "edits", {"corpus": args.corpus, "tokens": args.tokens},
               Identity.of(base))
@@ -100,7 +105,7 @@ def candidates(*files) -> list[str]:
 class Finding:
     """Edits of `model`, and what is found of them against `base`."""
 
-    def __init__(self, base, model, tokenizer, subjects, moments, output: Path):
+    def __init__(self, base, model, tokenizer, subjects, moments):
         self.base, self.model, self.tokenizer = base, model, tokenizer
         self.subjects, self.moments = subjects, moments
         self.decoder, self.keys = Decoder(base), {}
@@ -143,10 +148,8 @@ class Finding:
     def _first(self, layer: int) -> np.ndarray:
         """(candidates, d_in) float32 keys in the first context, read once."""
         if layer not in self.keys:
-            order = sorted(range(len(self.subjects)), key=lambda i: len(self.subjects[i]))
-            found = np.zeros((len(order), len(self.moments[layer])), np.float32)
-            for at in tqdm(range(0, len(order), 128), desc=f"keys of layer {layer}"):
-                some = order[at: at + 128]
+            found = np.zeros((len(self.subjects), len(self.moments[layer])), np.float32)
+            for some in tqdm(by_length(self.subjects), desc=f"keys of layer {layer}"):
                 found[some] = subject_keys(self.decoder, self.tokenizer,
                                            [self.subjects[i] for i in some], CONTEXTS[0], layer)
             self.keys[layer] = found

@@ -131,8 +131,8 @@ def traces(model, tokenizer, fact, subjects) -> dict:
             total = float((read(np.float64(runs.clean_prob)) - read(runs.base)).mean())
             effects[rule] = read(restored) - read(runs.base), total, first
         if name == "noise":
-            total = float((runs.clean_prob - runs.base).mean())
-            effects["severed"] = path_effect(runs), total, first_candidate("hidden", window)
+            effects["severed"] = (path_effect(runs), effects["noise"][1],
+                                  first_candidate("hidden", window))
         out |= {rule: decided(*effect) for rule, effect in effects.items()}
     return out
 

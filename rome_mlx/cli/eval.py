@@ -117,6 +117,7 @@ def _run(args) -> int:
     from ..editing.layer_choice import LayerChoice, profile_decision
     from ..editing.methods import find_method
     from ..errors import RomeError
+    from ..evaluation.case_edits import UNEDITED
     from ..evaluation.counterfact import read_counterfact
     from ..evaluation.generation import References
     from ..evaluation.mquake import read_mquake
@@ -127,7 +128,7 @@ def _run(args) -> int:
     from ..moments.lookup import moments_told
 
     given = None
-    if args.method not in ("none", "context"):
+    if args.method not in UNEDITED:
         editor = find_method(args.method)
         given = given_hyperparameters(args.hyperparameters, args.method)
         editor.resolve(given)  # refused before the model is read

@@ -14,6 +14,9 @@ from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..moments.lookup import ensure_moments
 
+#: in place of a method: the model as it is, and with the fact said before whatever is asked
+UNEDITED = ("none", "context")
+
 
 class Editing:
     """How cases are edited: the method, where, and with what; `settings` says all of it.
@@ -25,7 +28,7 @@ class Editing:
                  templates, seed, batch, directory: Path):
         self.model, self.tokenizer, self.method, self.batch = model, tokenizer, method, batch
         self.directory = directory
-        self.editor = None if method in ("none", "context") else find_method(method)
+        self.editor = None if method in UNEDITED else find_method(method)
         decoder, editor = Decoder(model), self.editor or ROME
         if batch > 1 and editor.one_by_one:
             raise RomeError(f"{method} writes one request at a time; use --sequential, or memit, "

@@ -85,7 +85,8 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     (base, tokenizer), (changed, _) = base, model
     found = list(tqdm(changes(base, changed), disable=not progress, file=sys.stderr, unit="array"))
     weights = [one for one in found if isinstance(one, WeightChange)]
-    down = {Decoder(base).path(i, "down"): i for i in Decoder(base).dense_layers}
+    decoder = Decoder(base)
+    down = {decoder.path(i, "down"): i for i in decoder.dense_layers}
     result = Found(verdict(weights, set(down)), weights, len(found) - len(weights), [])
     if result.verdict not in ("rome", "memit"):
         return result

@@ -7,7 +7,7 @@ is at its angle by chance. Subjects are found one after the other, each taking i
 what is left (orthogonal matching pursuit).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,15 +78,21 @@ def coordinates(decoder: Decoder, tokenizer, rows: Sequence[Rows], subjects: Seq
                 contexts: Sequence[str], told=lambda done: None) -> list[np.ndarray]:
     """For each layer (n, r): of the mean of a subject's keys over the contexts."""
     out = [np.zeros((len(subjects), one.basis.shape[1])) for one in rows]
-    order = sorted(range(len(subjects)), key=lambda i: len(subjects[i]))
-    for at in range(0, len(order), _ROWS):
-        some = order[at: at + _ROWS]
+    done = 0
+    for some in by_length(subjects):
         for one, part in zip(rows, out, strict=True):
             keys = np.mean([subject_keys(decoder, tokenizer, [subjects[i] for i in some], context,
                                          one.layer) for context in contexts], axis=0)
             part[some] = one.coordinates(keys)
-        told(at + len(some))
+        done += len(some)
+        told(done)
     return out
+
+
+def by_length(subjects: Sequence[str]) -> Iterator[list[int]]:
+    """Indices of subjects to run at once, the shortest first."""
+    order = sorted(range(len(subjects)), key=lambda i: len(subjects[i]))
+    return (order[at: at + _ROWS] for at in range(0, len(order), _ROWS))
 
 
 def subject_keys(decoder: Decoder, tokenizer, subjects, context: str, layer: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a changed model now says of a subject: the object, and the prompts that show it."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -44,9 +45,13 @@ class FoundFact:
 
 def prompts_on(subject: str) -> list[str]:
     """What can be said of a subject: the relations of CounterFact and of our own facts."""
-    texts = [one.text for one in wordings().values()]
-    texts += [relation.texts[0] for relation in read_fact_set()]
-    return list(dict.fromkeys(text.replace("{}", subject) for text in texts))
+    return [text.replace("{}", subject) for text in _texts()]
+
+
+@cache
+def _texts() -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*(one.text for one in wordings().values()),
+                                *(relation.texts[0] for relation in read_fact_set())]))
 
 
 def next_words(model, tokenizer, prompts: list[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...errors import RomeError
+from ...models.codes import scales_of
 from ...models.weights import is_quantized, weight
 from .spectrum import Spectrum, spectrum
 
@@ -152,8 +153,7 @@ def _grid(*modules: nn.Module) -> np.ndarray | None:
     for module in modules:
         module = module.linear if "linear" in module else module
         if is_quantized(module) and module.mode == "affine":
-            scales = np.abs(np.array(module.scales.astype(mx.float32)))
-            steps.append(np.repeat(scales, module.group_size, axis=1))
+            steps.append(np.abs(scales_of(module)))
     return max(steps, key=lambda one: float(one.mean()), default=None)
 
 

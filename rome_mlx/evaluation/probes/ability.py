@@ -1,6 +1,8 @@
 """What an edited model can still do: choose the right one of four answers to facts of our own, and
 read a text on nothing in particular. Once for all cases that were edited together."""
 
+from functools import cache
+
 import numpy as np
 
 from ...storage.fact_set import read_fact_set
@@ -35,6 +37,7 @@ def measures(now: dict, before: dict | None) -> dict[str, float]:
     return out
 
 
+@cache
 def _items() -> list[tuple[str, list[str]]]:
     """(prompt, answers, the right one first), the relations in turn."""
     random, relations = np.random.RandomState(0), read_fact_set()
