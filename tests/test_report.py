@@ -39,17 +39,28 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
-    measure = {"mean": 87.5, "ci95": [80.0, 95.0], "n": 4}
-    cases = [{"case_id": i, "request": {"prompt": "{} is", "subject": NASTY, "target_new": "a",
-                                        "target_true": "b"},
-              "post": {"rewrite": [{"target_new": float(i), "target_true": 1.5}]}}
-             for i in range(4)]
-    return benchmark_report(
-        {"method": "rome", "cases": 4, "groups": 4, "score": measure, "rewrite_success": measure,
-         "something_new": {**measure, "n": 3}, "ceiling_share": None,
-         "unedited": {"score": measure}},
-        tmp_path_factory.mktemp("benchmark") / "report.html", settings={"data": NASTY},
-        cases=cases)
+    """The page of a run of four cases, of which three were measured in free text too."""
+    run = tmp_path_factory.mktemp("benchmark")
+    (run / "wild").mkdir()
+    (run / "run.json").write_text(json.dumps({"method": "rome", "model": {}}))
+
+    def scores(new):
+        return {"rewrite": [{"target_new": new, "target_true": 1.5, "correct": new < 1}],
+                "paraphrase": [], "neighborhood": []}
+
+    def answer(text):
+        return {"answers": ["Rome"], "instead": ["Oslo"], "rewrite": [
+            {"prompt": f"{NASTY} is", "text": text, "ended": True, "forced": True}]}
+
+    for i in range(4):
+        (run / f"case_{i}.json").write_text(json.dumps(
+            {"case_id": i, "group": [i], "pre": scores(2.0), "post": scores(float(i)),
+             "request": {"prompt": "{} is", "subject": NASTY, "target_new": "a",
+                         "target_true": "b"}}))
+        if i < 3:
+            (run / "wild" / f"edit_{i}.json").write_text(json.dumps({"cases": [
+                {"case_id": i, "pre": answer("Oslo"), "post": answer(("Rome", "Oslo")[i % 2])}]}))
+    return benchmark_report(run, run / "report.html", settings={"data": NASTY})
 
 
 def test_the_page_tells_the_whole_story(written):
@@ -74,9 +85,12 @@ def test_texts_are_escaped_and_nothing_is_fetched(which, request):
     assert not re.search(r"""(src|href)\s*=|@import|url\(""", text)
 
 
-def test_a_benchmark_shows_measures_it_has_never_heard_of_and_what_was_lost(benchmark):
+def test_a_benchmark_tells_what_was_said_and_what_was_lost(benchmark):
     text = benchmark.read_text("utf-8")
-    assert "something new" in text and "[80.0, 95.0]<" in text and "[80.0, 95.0], n 3<" in text
+    assert "says it on 66.7 % [" in text and "a gap of 33.3 points [" in text
+    assert text.count("<td data-head") and text.count(">said</td>") == 2
+    assert '<svg class="dumbbells' in text and text.count("<circle") == 2
+    assert ">+50.0</div>" in text and "], n 3<" in text
     assert "fewer than 10 cases" in text and "±" not in text
     assert "2 of 4 rewrites were not written" in text
 

@@ -165,11 +165,11 @@ def _run(args) -> int:
         show(summary)
         write_json(args.json, summary | ({} if skipped is None else {"skipped": skipped}))
         if args.report is not None:
-            _report(args, summary, describe(model, tokenizer), cases)
+            _report(args, describe(model, tokenizer))
     return 0
 
 
-def _report(args, summary: dict, model: dict, cases) -> None:
+def _report(args, model: dict) -> None:
     from ..view.report import benchmark_report
 
     settings = {"model": model["path"], "computed in": model["dtype"],
@@ -177,8 +177,7 @@ def _report(args, summary: dict, model: dict, cases) -> None:
                 **{name: value for name in ("benchmark", "data", "method", "moments",
                                             "hyperparameters", "limit", "seed", "output")
                    if (value := getattr(args, name, None)) is not None}}
-    benchmark_report(summary, args.report, settings=settings, cases=[
-        read_json(Path(args.output) / f"case_{case.case_id}.json") for case in cases])
+    benchmark_report(args.output, args.report, settings=settings)
 
 
 def show(summary: dict) -> None:

@@ -1,30 +1,39 @@
-"""The page of a benchmark run: every measure beside the unedited model's, and the cases lost."""
+"""The page of a benchmark run: what it says in words, every measure beside the unedited model's,
+what is right with the tokens given against what is said, and the cases lost."""
 
 from html import escape
 
+from ..evaluation.answers import says
 from ..evaluation.measures import MEASURES, measure
-from .compare import interval, main_measures, notes, number
+from .charts import dumbbells
+from .compare import MeasuredRun, interval, main_measures, moved, notes, number
 from .page import bar, definitions, numbers, page, paragraph, section, table
+from .reading import reading
 
-_LISTED = 30
+_LISTED, _ANSWERS = 30, 12
+_GROUPS = {"rewrite": "prompts", "paraphrase": "paraphrases", "chat": "questions in a chat"}
 
 
-def benchmark_page(summary: dict, settings: dict, cases: list[dict]) -> str:
-    """The HTML page of a summary as `evaluate` returns it."""
+def benchmark_page(run: MeasuredRun, settings: dict) -> str:
+    """The HTML page of a run, as `read_run` gives it."""
+    summary = run.summary
     found = {name: value for name, value in summary.items()
              if isinstance(value, dict) and "mean" in value}
     names = [*(n for n in MEASURES if n in found), *(n for n in found if n not in MEASURES)]
-    unedited = summary.get("unedited", {})
-    rows = [[measure(name).words,
+    unedited, change = summary["unedited"], moved(run)
+    rows = [[escape(measure(name).words),
              *(_cell(name, measures[name], look, summary["cases"]) if name in measures else ""
-               for measures, look in ((found, "new"), (unedited, "true")))] for name in names]
-    head = [(MEASURES[n].label, number(n, found[n]["mean"])) for n in main_measures(found)[:4]]
+               for measures, look in ((found, "new"), (unedited, "true"))),
+             _change(name, change[name]) if name in change else ""] for name in names]
+    head = [(measure(n).label, number(n, found[n]["mean"])) for n in main_measures(found)[:4]]
     title = f"{summary['method']}, {summary['cases']} cases"
     body = [f"<h1>{escape(title)}</h1>", numbers(head),
+            *(paragraph(sentence) for sentence in reading(found)),
+            *_free(found, run.results),
             section("Measures", paragraph(
-                "Means over cases. " + " ".join(notes([summary])) + " Bars end at 100.",
-                "soft small"),
-                    table(["", "Edited", "Unedited"], rows)), *_lost(cases),
+                "Means over cases, and edited less unedited case by case. "
+                + " ".join(notes([summary])) + " Bars end at 100.", "soft small"),
+                    table(["", "Edited", "Unedited", "Difference"], rows)), *_lost(run.results),
             section("Made with", definitions(settings.items()))]
     return page(title, body)
 
@@ -35,6 +44,37 @@ def _cell(name: str, value: dict, classes: str, cases: int) -> str:
              else f"<div>{number(name, mean)}</div>")
     count = "" if value["n"] == cases else f", n {value['n']}"
     return f'{shown}<span class="soft small">{interval(name, value)}{count}</span>'
+
+
+def _change(name: str, value: dict) -> str:
+    return (f"<div>{number(name, value['mean'], '+')}</div>"
+            f'<span class="soft small">{interval(name, value, "+")}</span>')
+
+
+def _free(found: dict, results: list[dict]) -> list[str]:
+    """What is right with the earlier tokens given, against what is said in free text."""
+    rows = [(words, [(look, value["mean"], value["ci95"] or [value["mean"]] * 2)
+                     for name, look in (("forced", "true"), ("said", "new"))
+                     if (value := found.get(f"wild_{group}_{name}"))])
+            for group, words in _GROUPS.items() if f"wild_{group}_said" in found]
+    if not rows:
+        return []
+    return [section(
+        "Given, and said",
+        paragraph("Percent of prompts. Grey: every token of the answer is the first choice when "
+                  "the ones before it are given, as accuracy is mostly measured. Blue: the model, "
+                  "left to itself, says it. Lines are 95 % intervals.", "soft small"),
+        dumbbells(rows, "right with the tokens given, and said in free text"),
+        table(["Prompt", "The model goes on", "New answer", ""], _answers(results)))]
+
+
+def _answers(results: list[dict]) -> list[list[str]]:
+    """The first cases' prompts and what the model says."""
+    asked = [now for case in results if (now := case["measures"].get("wild", {}).get("post"))]
+    return [[escape(answer["prompt"]), escape(answer["text"].strip()),
+             escape(now["answers"][0].strip()),
+             "said" if says(answer["text"], now["answers"], now["instead"]) else "not said"]
+            for now in asked[:_ANSWERS] for answer in now["rewrite"]]
 
 
 def _lost(cases: list[dict]) -> list[str]:

@@ -78,6 +78,24 @@ def loss_lines(losses: list[dict]) -> str:
                 "the loss and its parts by step")
 
 
+def dumbbells(rows: list[tuple[str, list[tuple[str, float, list[float]]]]], label: str) -> str:
+    """Percent on a line for each row, with intervals; rows: (name, [(class, mean, ends)])."""
+    margin, wide, tall = 120, 320, 26
+    bottom = tall * len(rows) + 8
+    parts = [f'<path class="axis" d="M{margin} {bottom}H{margin + wide}"/>',
+             *(f'<text x="{margin + wide * tick / 100}" y="{bottom + 14}" '
+               f'text-anchor="middle">{tick}</text>' for tick in range(0, 101, 25))]
+    for i, (name, marks) in enumerate(rows):
+        y = tall * i + 16
+        parts.append(f'<text x="{margin - 8}" y="{y + 3}" text-anchor="end">{escape(name)}</text>')
+        for j, (look, mean, ends) in enumerate(marks):
+            at, (low, high) = y + 7 * j - 3, (margin + wide * end / 100 for end in ends)
+            parts.append(f'<path class="{look}" d="M{low:.1f} {at}H{high:.1f}"/>'
+                         f'<circle class="{look}" cx="{margin + wide * mean / 100:.1f}" '
+                         f'cy="{at}" r="3.5"><title>{mean:.1f}</title></circle>')
+    return _svg(margin + wide + 16, bottom + 20, parts, "dumbbells", label)
+
+
 def _layer_ticks(layers: int, margin: int, step: int, y: int) -> list[str]:
     every = 5 if layers <= 60 else 10
     return [f'<text x="{margin + step * layer + step // 2}" y="{y}" text-anchor="middle">{layer}'

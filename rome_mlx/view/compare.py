@@ -116,6 +116,13 @@ def paired(first: MeasuredRun, other: MeasuredRun, state: str = "post") -> dict 
         groups_of(others) if state == "post" else range(len(others)))
 
 
+def moved(run: MeasuredRun) -> dict:
+    """Edited − unedited of every measure, case by case, as `differences` returns it."""
+    benchmark = _BENCHMARKS[run.benchmark]
+    return differences(*(measures_of(run.results, state, benchmark) for state in ("pre", "post")),
+                       benchmark.SCORE, range(len(run.results)), groups_of(run.results))
+
+
 def to_json(runs: list[MeasuredRun]) -> list[dict]:
     """The runs' summaries; "differences" of all but the first: {"to": its name, measure: …}."""
     rows_of(runs)  # refuses runs of different benchmarks

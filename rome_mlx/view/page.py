@@ -31,12 +31,15 @@ svg text { font: 10px system-ui; fill: var(--soft) }
 svg rect { fill: var(--c) } svg .frame { fill: none; stroke: var(--line) }
 svg .axis { stroke: var(--soft); fill: none; stroke-width: .7 }
 svg .chosen { fill: var(--chosen) } svg .pale { fill-opacity: .3 }
+svg circle.new { fill: var(--new) } svg path.new { stroke: var(--new) }
+svg circle.true { fill: var(--true) } svg path.true { stroke: var(--true) }
 svg polyline, svg path { fill: none; stroke-width: 2 } .line-total { stroke: var(--ink) }
 .line-nll { stroke: var(--new); stroke-dasharray: 5 2 } .line-decay { stroke: var(--true) }
 .line-kl { stroke: var(--chosen); stroke-dasharray: 2 2 }
 table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align: left }
 th { text-align: left; font-weight: 600; color: var(--soft) }
-td, th { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+td, th { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: break-word }
 .scroll { overflow-x: auto }
 .bar { display: grid; grid-template-columns: 3.2rem 1fr; gap: .4rem; align-items: center;
   min-width: 8rem; font-variant-numeric: tabular-nums }

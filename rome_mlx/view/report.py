@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import RomeError
 from ..storage.files import write_whole
 from .benchmark_page import benchmark_page
+from .compare import read_run
 from .diff_page import diff_page
 from .edit_page import edit_page
 
@@ -25,14 +26,13 @@ def edit_report(results, path: str | Path, *, adapter: str | None = None) -> Pat
     return _write(path, lambda: edit_page(list(results), adapter))
 
 
-def benchmark_report(summary: dict, path: str | Path, *, settings: dict | None = None,
-                     cases: list[dict] = ()) -> Path:
-    """Write the page of what `evaluate` returned.
+def benchmark_report(run: str | Path, path: str | Path, *, settings: dict | None = None) -> Path:
+    """Write the page of a benchmark's run; run: its directory, the `output` of `evaluate`.
 
-    settings: what the run was made with, name -> value; cases: one dict a case, as in the run's
-    directory; those that failed are listed.
+    settings: what the run was made with, name -> value. Raises RomeError for a directory that is
+    not of a run, and where the file cannot be written.
     """
-    return _write(path, lambda: benchmark_page(summary, settings or {}, list(cases)))
+    return _write(path, lambda: benchmark_page(read_run(run), settings or {}))
 
 
 def diff_report(found, path: str | Path, *, settings: dict | None = None) -> Path:
