@@ -195,7 +195,7 @@ def test_qaedit_writes_the_right_answer_and_has_several_unrelated_questions(writ
     case, = read_qaedit(written([QAEDIT]))
     assert case.request == rm.EditRequest("who is {}?", "ann", "a cook")
     assert case.neighbors == (("who is bob", "no one"), ("what is x", "y"))
-    assert case.question == "who is ann?" and case.case_id == 4
+    assert case.question == "who is ann?" and case.case_id == 0  # not the id of its source
     found = run([case], measures=["wild", "distractor"])
     assert {"rewrite_acc", "neighborhood_acc", "wild_rewrite_gap", "distractor_success"} <= set(
         found)

@@ -70,7 +70,7 @@ def _qaedit_case(index: int, record) -> QuestionCase:
     unrelated = tuple((text(one["loc"], "loc"), text(one["loc_ans"], "loc_ans"))
                       for one in record["locality"])
     return QuestionCase(
-        case_id=int(record.get("id", index)),
+        case_id=index,  # its own ids number each of its sources
         request=EditRequest(fact.prompt, fact.subject, text(record["target"], "target")),
         paraphrases=(text(record["rephrase"], "rephrase"),), neighbors=unrelated)
 
