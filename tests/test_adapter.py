@@ -11,6 +11,7 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.cli import main
 from rome_mlx.editing.edit import LowRank
+from rome_mlx.editing.methods import METHODS
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.identity import fingerprint
 
@@ -31,6 +32,33 @@ def some_edit(seed=0, keys=False, **fields):
 def saved(tmp_path):
     some_edit(keys=True).save(tmp_path / "edit")
     return tmp_path / "edit"
+
+
+def test_factors_in_any_order_of_memory_are_saved_as_they_are(tmp_path):
+    edit = some_edit()
+    (out, into), random = edit.deltas[PATH].shape, np.random.RandomState(0)
+    delta = LowRank(np.asfortranarray(random.randn(into, 3)), random.randn(out, 3).T)
+    edit.deltas[PATH] = delta
+    edit.save(tmp_path / "edit")
+    found = rm.load_edit(tmp_path / "edit").deltas[PATH]
+    np.testing.assert_allclose(found.change, delta.change, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_methods_edit_is_the_same_when_it_is_loaded(name, tmp_path):
+    method, model = METHODS[name], tiny_model("llama")
+    requests = [rm.EditRequest("{} is in", subject, "xy") for subject in ("abc", "bcd", "cde")]
+    options = {"moments": dict.fromkeys(range(4), np.eye(48))} if method.needs_moments else {}
+    where = [1, 2] if isinstance(method.layers_up_to(2, method.resolve(None)), list) else 1
+    edit = method.write(model, FakeTokenizer(), requests[0] if method.one_by_one else requests,
+                        where, **options)
+    edit.save(tmp_path / "edit")
+    found = rm.load_edit(tmp_path / "edit")
+    assert found.deltas.keys() == edit.deltas.keys()
+    for path, delta in edit.deltas.items():
+        largest = np.abs(delta.change).max()
+        assert largest > 0
+        np.testing.assert_allclose(found.deltas[path].change, delta.change, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("name", ["edit.json", "adapter_config.json", "adapters.safetensors",

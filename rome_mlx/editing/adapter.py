@@ -169,8 +169,9 @@ def _tensors(edit, rank: int) -> dict[str, np.ndarray]:
     tensors = {}
     for path, delta in edit.deltas.items():
         more = rank - delta.rank
-        tensors[f"{path}.lora_a"] = np.pad(delta.a, ((0, 0), (0, more))).astype(np.float32)
-        tensors[f"{path}.lora_b"] = np.pad(delta.b, ((0, more), (0, 0))).astype(np.float32)
+        a, b = delta.arrays  # in C's order: save_file writes memory as it lies
+        tensors[f"{path}.lora_a"] = np.pad(a, ((0, 0), (0, more)))
+        tensors[f"{path}.lora_b"] = np.pad(b, ((0, more), (0, 0)))
     return tensors
 
 
