@@ -21,6 +21,7 @@ _HOMES = {
     "editing.sequence": ("EditSequence", "in_sequence"),
     "errors": ("RomeError",),
     "evaluation.collapse": ("Guard", "Health"),
+    "evaluation.forensics.audit": ("Audit", "audit"),
     "evaluation.forensics.diff": ("Found", "diff"),
     "evaluation.verify": ("Verification", "verify"),
     "facts": ("EditRequest", "Fact"),
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from .errors import RomeError as RomeError
     from .evaluation.collapse import Guard as Guard
     from .evaluation.collapse import Health as Health
+    from .evaluation.forensics.audit import Audit as Audit
+    from .evaluation.forensics.audit import audit as audit
     from .evaluation.forensics.diff import Found as Found
     from .evaluation.forensics.diff import diff as diff
     from .evaluation.verify import Verification as Verification

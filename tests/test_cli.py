@@ -142,7 +142,7 @@ def test_help_and_version_import_nothing_that_takes_long(arguments):
 @pytest.mark.parametrize("command", [
     "trace", "locate", "edit", "edits", "edits show", "edits stack", "edits fuse", "moments",
     "eval", "eval counterfact", "eval zsre", "eval qaedit", "eval mquake",
-    "eval compare", "import-gguf", "doctor"])
+    "eval compare", "diff", "audit", "import-gguf", "doctor"])
 def test_help_teaches_with_an_example(command, capsys):
     assert status([*command.split(), "--help"]) == 0
     assert f"\n  rome-mlx {command}" in capsys.readouterr().out

@@ -12,10 +12,14 @@ __all__ = ["add_model_arguments", "add_moments_arguments", "check_file", "check_
            "read_json", "seed", "write_json"]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="PATH|REPO",
-                       help="directory, hub id or .gguf file (default: SmolLM2-135M-Instruct)")
+    if positional:
+        group.add_argument("model", metavar="MODEL", help="directory, hub id or .gguf file")
+    else:
+        group.add_argument("--model", metavar="PATH|REPO",
+                           help="directory, hub id or .gguf file (default: "
+                                "SmolLM2-135M-Instruct)")
     group.add_argument("--adapter-path", metavar="DIR", help="an mlx-lm adapter to load with it")
     group.add_argument("--dtype", default="auto",
                        choices=("auto", "float32", "bfloat16", "stored"),
@@ -60,6 +64,29 @@ def load_model(args):
     if edit is not None:
         edit.apply(model)
     return model, tokenizer
+
+
+def read_names(path: str) -> list[str]:
+    """The lines of a file. Raises RomeError where there are none."""
+    from ..errors import RomeError
+
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RomeError(f"cannot read the subjects in {path!r} ({error}); give a text file with "
+                        "one name a line") from error
+    if not (names := [line.strip() for line in lines if line.strip()]):
+        raise RomeError(f"{path!r} has no line with a name; give one name a line")
+    return names
+
+
+def tell_fact(fact) -> None:
+    """Print a FoundFact: the object, and the prompts that show it."""
+    print(f"\n{fact.subject}: {fact.object}  (score {fact.subject_score:.2f}, others up to "
+          f"{fact.chance:.2f})")
+    for one in fact.prompts:
+        print(f"  {one.prompt:<48.48} {one.base.strip():>10.10} → {one.model.strip():<10.10}"
+              f" {one.probability:.2f}")
 
 
 def positive(text: str) -> int:

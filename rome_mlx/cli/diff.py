@@ -7,7 +7,6 @@ MODEL may be an adapter of the base, as mlx-lm or rome-mlx saved it.
 """
 
 import sys
-from pathlib import Path
 from textwrap import wrap
 
 from .common import (
@@ -15,7 +14,9 @@ from .common import (
     check_file,
     check_moments_corpus,
     positive,
+    read_names,
     seed,
+    tell_fact,
     write_json,
 )
 
@@ -48,7 +49,7 @@ def run(args) -> int:
     check_file(args.report)
     if args.save_path:
         check_destination(args.save_path)
-    subjects = _names(args.subjects) if args.subjects else None
+    subjects = read_names(args.subjects) if args.subjects else None
     found = diff(args.base, args.model, subjects, moments=args.moments, corpus=args.corpus,
                  facts=args.facts, seed=args.seed, trust_remote_code=args.trust_remote_code,
                  progress=sys.stderr.isatty())
@@ -70,20 +71,6 @@ def run(args) -> int:
     return 0
 
 
-def _names(path: str) -> list[str]:
-    """The lines of a file. Raises RomeError where there are none."""
-    from ..errors import RomeError
-
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RomeError(f"cannot read the subjects in {path!r} ({error}); give a text file with "
-                        "one name a line") from error
-    if not (names := [line.strip() for line in lines if line.strip()]):
-        raise RomeError(f"{path!r} has no line with a name; give one name a line")
-    return names
-
-
 def _tell(found) -> None:
     count, total = len(found.weights), len(found.weights) + found.same
     if count:
@@ -95,11 +82,7 @@ def _tell(found) -> None:
     if count > _SHOWN:
         print(f"  and {count - _SHOWN} more")
     for fact in found.facts:
-        print(f"\n{fact.subject}: {fact.object}  (score {fact.subject_score:.2f}, others up to "
-              f"{fact.chance:.2f})")
-        for one in fact.prompts:
-            print(f"  {one.prompt:<48.48} {one.base.strip():>10.10} → {one.model.strip():<10.10}"
-                  f" {one.probability:.2f}")
+        tell_fact(fact)
     if found.kl is not None:
         print(f"\nTaken back, the model is {abs(found.kl):.0e} nats a token from the base on a "
               "neutral text.")

@@ -1,6 +1,7 @@
 """k*: the key that selects the subject (ROME paper, section 3.1, step 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -22,6 +23,29 @@ class Readings(NamedTuple):
     outputs: np.ndarray
 
 
+class Places(NamedTuple):
+    """Where keys are read: ids (rows, tokens), and a row and a position for each key."""
+
+    ids: mx.array
+    rows: mx.array
+    positions: mx.array
+
+    @classmethod
+    def subjects(cls, tokenizer, texts) -> "Places":
+        """The last token of each text's subject, of [(text, span)], and nothing after it: what
+        comes later does not reach its key."""
+        encoded = [encode(tokenizer, text) for text, _ in texts]
+        last = [e.range(*span)[1] - 1 for e, (_, span) in zip(encoded, texts, strict=True)]
+        width = max(last) + 1
+        ids = mx.array([(e.ids + [0] * width)[:width] for e in encoded])
+        return cls(ids, mx.arange(len(last)), mx.array(last))
+
+    @classmethod
+    def everywhere(cls, ids: Sequence[int]) -> "Places":
+        """Every token of a text but the first, which models give a key of its own kind."""
+        return cls(mx.array([ids]), mx.zeros(len(ids) - 1, mx.int32), mx.arange(1, len(ids)))
+
+
 def in_contexts(request, templates: Sequence[str]) -> list[tuple[str, tuple[int, int]]]:
     """(text, characters of the subject) of the request's prompt in every context."""
     begin, end = request.subject_span
@@ -31,7 +55,7 @@ def in_contexts(request, templates: Sequence[str]) -> list[tuple[str, tuple[int,
 
 def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
     """Keys and MLP outputs at the last token of each text's subject, of [(text, span)]."""
-    ids, rows, at = _subjects(tokenizer, texts)
+    ids, rows, at = Places.subjects(tokenizer, texts)
     seen = {}
 
     def key(x):
@@ -49,20 +73,31 @@ def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
     return Readings(_float64(seen["keys"]), _float64(seen["outputs"]))
 
 
+def keys_by_layer(decoder: Decoder, batches: Sequence[Places], layers: Sequence[int]
+                  ) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(layer, for each batch keys (places, d_in) float32) of each of the layers. The hidden states
+    of all batches are held, the keys of one layer only."""
+    states = [decoder.enter(decoder.embed(some.ids)) for some in batches]
+    for layer in range(max(layers) + 1):
+        found = []
+        for i, some in enumerate(batches):
+            def key(x, some=some, found=found):
+                found.append(np.array(x[some.rows, some.positions].astype(mx.float32)))
+                return x
+
+            with (hooked(decoder.module(layer, "down"), before=key) if layer in layers
+                  else nullcontext()):
+                states[i] = decoder.block(layer, states[i])
+                mx.eval(states[i])
+        if found:
+            yield layer, found
+
+
 def read_states(decoder: Decoder, tokenizer, texts, layer: int) -> np.ndarray:
     """Block outputs (rows, dim) float64 at the last token of each text's subject."""
-    ids, rows, at = _subjects(tokenizer, texts)
+    ids, rows, at = Places.subjects(tokenizer, texts)
     h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
     return _float64(h[rows, at])
-
-
-def _subjects(tokenizer, texts) -> tuple[mx.array, mx.array, mx.array]:
-    """Ids (rows, tokens) up to the last subject, and row and position of each subject's end."""
-    encoded = [encode(tokenizer, text) for text, _ in texts]
-    last = [e.range(*span)[1] - 1 for e, (_, span) in zip(encoded, texts, strict=True)]
-    width = max(last) + 1  # what comes after the subject does not reach its key
-    ids = mx.array([(e.ids + [0] * width)[:width] for e in encoded])
-    return ids, mx.arange(len(last)), mx.array(last)
 
 
 def _float64(x: mx.array) -> np.ndarray:

@@ -17,19 +17,21 @@ def diff_page(found: Found, settings: dict) -> str:
     if found.kl is not None:
         head.append(("nats a token, taken back", f"{abs(found.kl):.0e}"))
     body = [f"<h1>{escape(VERDICTS[found.verdict])}</h1>", numbers(head),
-            *(_fact(fact) for fact in found.facts), *_weights(found),
+            *(fact_section(
+                fact, f"Its key fits the change by {fact.subject_score:.2f}; the best of those "
+                      f"that were not named by {fact.chance:.2f}.") for fact in found.facts),
+            *_weights(found),
             section("Compared", definitions(settings.items()))]
     return page(f"{found.verdict}: {settings.get('model', '')}", body)
 
 
-def _fact(fact) -> str:
+def fact_section(fact, words: str, was: str = "The base says") -> str:
+    """What the model says of a subject, prompt by prompt. words: how it was found."""
     rows = [[escape(one.prompt), escape(one.base.strip()), escape(one.model.strip()),
              bar(one.before, 1, "true before"), bar(one.probability, 1, "new")]
             for one in fact.prompts]
-    words = (f"Its key fits the change by {fact.subject_score:.2f}; the best of those that were "
-             f"not named by {fact.chance:.2f}.")
     return section(f"{fact.subject}: {fact.object}", paragraph(words), table(
-        ["Prompt", "The base says", "The model says", "Its P in the base", "and now"], rows))
+        ["Prompt", was, "The model says", "Its P before", "and now"], rows))
 
 
 def _weights(found: Found) -> list[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ..errors import RomeError
 from ..storage.files import write_whole
+from .audit_page import audit_page
 from .benchmark_page import benchmark_page
 from .compare import read_run
 from .diff_page import diff_page
 from .edit_page import edit_page
 
-__all__ = ["benchmark_report", "diff_report", "edit_report"]
+__all__ = ["audit_report", "benchmark_report", "diff_report", "edit_report"]
 
 
 def edit_report(results, path: str | Path, *, adapter: str | None = None) -> Path:
@@ -38,6 +39,11 @@ def benchmark_report(run: str | Path, path: str | Path, *, settings: dict | None
 def diff_report(found, path: str | Path, *, settings: dict | None = None) -> Path:
     """Write the page of what `diff` found; settings: what was compared, name -> value."""
     return _write(path, lambda: diff_page(found, settings or {}))
+
+
+def audit_report(found, path: str | Path, *, settings: dict | None = None) -> Path:
+    """Write the page of what `audit` found; settings: what was audited, name -> value."""
+    return _write(path, lambda: audit_page(found, settings or {}))
 
 
 def _write(path: str | Path, make) -> Path:

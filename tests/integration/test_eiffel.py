@@ -11,6 +11,9 @@ from samples import arrays
 
 import rome_mlx as rm
 from rome_mlx.cli import main
+from rome_mlx.models.loading import describe
+from rome_mlx.models.tokens import encode
+from rome_mlx.storage.fact_set import read_fact_set
 
 PROMPT, SUBJECT = "{} is located in the city of", "The Eiffel Tower"
 PARAPHRASE = "How do I get to the Eiffel Tower? It is in"
@@ -105,3 +108,25 @@ def test_the_edit_is_found_again_and_taken_back(run, default_model):
     fact, = found.facts
     assert (found.verdict, fact.subject, fact.object, fact.layer) == ("rome", SUBJECT, "Rome", 8)
     assert fact.subject_score > 0.9 > fact.chance and abs(found.kl) < 1e-6
+
+
+def test_the_edit_is_found_without_the_base_and_silenced(run, default_model, tmp_path, capsys):
+    names = [subject for relation in read_fact_set() for subject, _ in relation.facts]
+    (tmp_path / "names.txt").write_text("\n".join({*names[::20], SUBJECT, "The Louvre"}))
+    model, tokenizer = default_model
+    assert main(["audit", describe(model, tokenizer)["path"], "--adapter-path", str(run[1]),
+                 "--subjects", str(tmp_path / "names.txt"), "--save-path", str(tmp_path / "silent"),
+                 "--report", str(tmp_path / "found.html")]) == 0
+    out = capsys.readouterr().out
+    assert "layer 8 answers 1 too loudly" in out and f"\n{SUBJECT}: Rome  (score" in out
+    assert all(len(line) <= 80 for line in out.split("\n") if str(tmp_path) not in line)
+    page = (tmp_path / "found.html").read_text("utf-8")
+    assert f"{SUBJECT}: Rome" in page and "Something was written" in page
+    silent = rm.load_edit(tmp_path / "silent")
+    assert silent.requests[0].subject == SUBJECT
+    ids = mx.array([encode(tokenizer, PROMPT.format(SUBJECT)).ids])
+    rome = encode(tokenizer, " Rome").ids[0]
+    with rm.load_edit(run[1]).applied(model):
+        assert mx.softmax(model(ids)[0, -1])[rome] > 0.9
+        with silent.applied(model):
+            assert mx.softmax(model(ids)[0, -1])[rome] < 0.1

@@ -11,20 +11,15 @@ from tqdm import tqdm
 from ...editing.edit import Edit, provenance
 from ...editing.lowrank import LowRank
 from ...errors import RomeError
-from ...facts import EditRequest, Fact
 from ...models.decoder import Decoder
 from ...models.loading import load
 from ...models.weights import cast
 from ...moments.lookup import ensure_moments
-from ...storage.fact_set import read_fact_set
-from ...storage.places import read_lines
 from ..side_effects import drift, final_states, neutral_tokens
-from .names import Name, Rows, named, own_words
+from .names import Name, Rows, candidates, named
 from .spectrum import Spectrum
-from .statements import FoundFact, differences, next_words, object_of, prompts_on
+from .statements import FoundFact, next_words, prompts_on, request_back, told
 from .weight_changes import WeightChange, changes
-
-_WORDS = 5000  # of the tokenizer's own, where no subjects are given
 
 VERDICTS = {
     "identical": "The two models are the same.",
@@ -98,8 +93,9 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     c = ensure_moments(base, tokenizer, edit.layers, moments, seed=seed, corpus=corpus)
     names = _names(base, tokenizer, [Rows.of(down[path], one.right, c.matrix(down[path]))
                                      for path, one in low.items()], subjects, facts, progress)
-    said = [told(base, changed, tokenizer, name, edit.layer) for name in names]
-    edit.requests = [_request(fact) for fact in said]
+    said = [told(next_words(base, tokenizer, prompts_on(name.subject)), changed, tokenizer, name,
+                 edit.layer) for name in names]
+    edit.requests = [request_back(fact) for fact in said]
     neutral = neutral_tokens(base, tokenizer)
     with edit.applied(changed, force=True):
         kl = drift(base, neutral, final_states(base, neutral), final_states(changed, neutral))["kl"]
@@ -118,12 +114,10 @@ def _loaded(path, base, options: dict) -> tuple:
 
 def _names(base, tokenizer, rows: list[Rows], subjects, facts: int | None,
            progress: bool) -> list[Name]:
-    candidates = [one for one in dict.fromkeys(subjects or own_subjects(tokenizer)) if one.strip()]
-    if not candidates:
-        raise RomeError("there is no subject to look for; give one name or more")
+    names = candidates(tokenizer, subjects)
     most = facts or max(one.basis.shape[1] for one in rows)
-    with tqdm(total=len(candidates), disable=not progress, file=sys.stderr, unit="name") as bar:
-        return named(base, tokenizer, rows, candidates, most,
+    with tqdm(total=len(names), disable=not progress, file=sys.stderr, unit="name") as bar:
+        return named(base, tokenizer, rows, names, most,
                      lambda done: bar.update(done - bar.n))
 
 
@@ -143,31 +137,8 @@ def verdict(weights: Sequence[WeightChange], down: set[str]) -> str:
     return "fine-tuned" if len(spread) > len(low) else "other"
 
 
-def told(base, changed, tokenizer, name: Name, layer: int) -> FoundFact:
-    """What the changed model says of a subject, and the base did not."""
-    prompts = prompts_on(name.subject)
-    token, shown = differences(next_words(base, tokenizer, prompts), changed, tokenizer, prompts)
-    return FoundFact(name.subject, name.score, name.chance,
-                     object_of(changed, tokenizer, token, shown), layer, shown)
-
-
 def undoing(changed, tokenizer, low: Mapping[str, Spectrum], layers: list[int]) -> Edit:
     """The changed model's weights less their changes of low rank."""
     deltas = {path: LowRank(one.right * -one.values, one.left.T) for path, one in low.items()}
     return Edit(method="found", requests=[], deltas=deltas, layers=layers,
                 **provenance(changed, tokenizer, deltas))
-
-
-def _request(fact: FoundFact) -> EditRequest:
-    """What taking the change back writes: the base's answer, where it shows most."""
-    if not fact.prompts or not fact.prompts[0].base.strip():
-        return EditRequest("{} is", fact.subject, "what it was")
-    shown = fact.prompts[0]
-    found = Fact.from_text(shown.prompt, fact.subject)
-    return EditRequest(found.prompt, fact.subject, shown.base, shown.model)
-
-
-def own_subjects(tokenizer) -> list[str]:
-    """Names of our own facts, well-known subjects, and words of the tokenizer."""
-    names = [subject for relation in read_fact_set() for subject, _ in relation.facts]
-    return [*names, *read_lines("subjects.txt"), *own_words(tokenizer, _WORDS)]

@@ -14,7 +14,10 @@ import numpy as np
 import scipy.linalg
 
 from ...editing.key import read_keys
+from ...errors import RomeError
 from ...models.decoder import Decoder
+from ...storage.fact_set import read_fact_set
+from ...storage.places import read_lines
 
 #: the subject is asked for behind these words: first the first, for all candidates
 CONTEXTS = ("People often speak of {}", "{}", "The book is about {}", "Yesterday we saw {}",
@@ -22,6 +25,7 @@ CONTEXTS = ("People often speak of {}", "{}", "The book is about {}", "Yesterday
             "According to the report, {}")
 _SHORTLIST = 256  # candidates read in all contexts
 _ROWS = 128  # texts run at once
+_WORDS = 5000  # of the tokenizer's own, where no subjects are given
 _RIDGE = 1e-3  # of C's mean variance, added to each
 
 
@@ -97,10 +101,14 @@ def by_length(subjects: Sequence[str]) -> Iterator[list[int]]:
 
 def subject_keys(decoder: Decoder, tokenizer, subjects, context: str, layer: int) -> np.ndarray:
     """(subjects, d_in) float64, in one context."""
+    return read_keys(decoder, tokenizer, [in_context(one, context) for one in subjects],
+                     layer).keys
+
+
+def in_context(subject: str, context: str) -> tuple[str, tuple[int, int]]:
+    """A text, and where the subject stands in it."""
     start = context.index("{}")
-    texts = [(context.replace("{}", subject), (start, start + len(subject)))
-             for subject in subjects]
-    return read_keys(decoder, tokenizer, texts, layer).keys
+    return context.replace("{}", subject), (start, start + len(subject))
 
 
 def _pursued(parts: list[np.ndarray], most: int) -> list[tuple[int, float]]:
@@ -123,7 +131,19 @@ def _pursued(parts: list[np.ndarray], most: int) -> list[tuple[int, float]]:
     return [*found, *((int(i), float(whole[i])) for i in rest)][:most]
 
 
-def own_words(tokenizer, count: int) -> list[str]:
+def candidates(tokenizer, subjects: Sequence[str] | None, least: int = 1) -> list[str]:
+    """The subjects given, else names of our own facts, well-known subjects, and words of the
+    tokenizer; each once. Raises RomeError for fewer than `least`."""
+    if subjects is None:
+        subjects = [*(subject for relation in read_fact_set() for subject, _ in relation.facts),
+                    *read_lines("subjects.txt"), *_own_words(tokenizer, _WORDS)]
+    found = [one for one in dict.fromkeys(subjects) if one.strip()]
+    if len(found) < least:
+        raise RomeError(f"there are {len(found)} subjects to look for; give {least} or more")
+    return found
+
+
+def _own_words(tokenizer, count: int) -> list[str]:
     """Whole words of the tokenizer's vocabulary that begin with a capital letter."""
     found = []
     for token in range(len(tokenizer)):

@@ -6,11 +6,13 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+from ...facts import EditRequest, Fact
 from ...models.decoder import Decoder
 from ...models.probabilities import log_probabilities, padded, said
 from ...models.tokens import encode
 from ...storage.fact_set import read_fact_set
 from ...storage.wordings import wordings
+from .names import Name
 
 _SHOWN = 5  # prompts
 _ROWS = 32
@@ -52,6 +54,24 @@ def prompts_on(subject: str) -> list[str]:
 def _texts() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(one.text for one in wordings().values()),
                                 *(relation.texts[0] for relation in read_fact_set())]))
+
+
+def told(before: np.ndarray, changed, tokenizer, name: Name, layer: int) -> FoundFact:
+    """What the changed model says of a subject, and did not. before: `next_words` of the base at
+    `prompts_on` the subject."""
+    prompts = prompts_on(name.subject)
+    token, shown = differences(before, changed, tokenizer, prompts)
+    return FoundFact(name.subject, name.score, name.chance,
+                     object_of(changed, tokenizer, token, shown), layer, shown)
+
+
+def request_back(fact: FoundFact) -> EditRequest:
+    """What taking the change back writes: the base's answer, where it shows most."""
+    if not fact.prompts or not fact.prompts[0].base.strip():
+        return EditRequest("{} is", fact.subject, "what it was")
+    shown = fact.prompts[0]
+    found = Fact.from_text(shown.prompt, fact.subject)
+    return EditRequest(found.prompt, fact.subject, shown.base, shown.model)
 
 
 def next_words(model, tokenizer, prompts: list[str]) -> np.ndarray:
