@@ -3,36 +3,35 @@
   python benchmarks/forensics.py --data counterfact.json --more edits.json --corpus articles.txt \\
       --output runs/forensics --json forensics.json
 
-Each edit is made, looked at with C of another text than the editor's, and taken back. Candidates
-are the subjects of the data and names made of their halves, 20,000 in all. `--kinds` chooses among
-rome, r-rome, memit-1, memit-10, memit-50, alphaedit-10 and ft; every other edit of a kind has the
-published hyperparameters. Then models that hold no edit: trained a little, as a LoRA and whole,
-requantized, rounded, merged. A run that is stopped goes on where it was.
+Each edit is made, looked at with C of another text than the editor's, audited without the base at
+its first layer, and taken back. Candidates are the subjects of the data and names made of their
+halves, 20,000 in all. `--kinds` chooses among rome, rome-4bit (the weight quantized afterwards),
+r-rome, memit-1, memit-10, memit-50, alphaedit-10 and ft; every other edit of a kind has the
+published hyperparameters. A run that is stopped goes on where it was. Models that hold no edit:
+benchmarks/innocent.py.
 """
 
 import argparse
-import copy
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
-import mlx.optimizers as optim  # noqa: E402
 import numpy as np  # noqa: E402
-from mlx.utils import tree_flatten, tree_map  # noqa: E402
-from mlx_lm.tuner.utils import linear_to_lora_layers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import rome_mlx as rm  # noqa: E402
 from rome_mlx.cli.common import positive, write_json  # noqa: E402
-from rome_mlx.editing.layer_choice import layers_to_edit  # noqa: E402
+from rome_mlx.editing.key import Places, keys_by_layer  # noqa: E402
 from rome_mlx.editing.methods import find_method  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
-from rome_mlx.evaluation.forensics.diff import told, verdict  # noqa: E402
+from rome_mlx.evaluation.forensics.audit import LOUD  # noqa: E402
+from rome_mlx.evaluation.forensics.diff import verdict  # noqa: E402
+from rome_mlx.evaluation.forensics.loudness import loudest, whitened  # noqa: E402
 from rome_mlx.evaluation.forensics.names import (  # noqa: E402
     CONTEXTS,
     Rows,
@@ -40,16 +39,20 @@ from rome_mlx.evaluation.forensics.names import (  # noqa: E402
     named,
     subject_keys,
 )
-from rome_mlx.evaluation.forensics.weight_changes import WeightChange, changes, compared  # noqa: E402
+from rome_mlx.evaluation.forensics.statements import next_words, prompts_on, told  # noqa: E402
+from rome_mlx.evaluation.forensics.weight_changes import (  # noqa: E402
+    WeightChange,
+    compared,
+    effective,
+)
+from rome_mlx.evaluation.side_effects import neutral_tokens  # noqa: E402
 from rome_mlx.intervals import mean_interval  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
 from rome_mlx.models.hooks import find_module  # noqa: E402
 from rome_mlx.models.identity import Identity  # noqa: E402
-from rome_mlx.models.tokens import encode  # noqa: E402
-from rome_mlx.storage.places import read_lines  # noqa: E402
 from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 
-KINDS = ("rome", "r-rome", "memit-1", "memit-10", "memit-50", "alphaedit-10", "ft")
+KINDS = ("rome", "rome-4bit", "r-rome", "memit-1", "memit-10", "memit-50", "alphaedit-10", "ft")
 FAMILY = {"rome": "rome", "r-rome": "rome", "memit": "memit", "alphaedit": "memit",
           "ft": "fine-tuned"}  # by method
 CANDIDATES, LAYERS = 20_000, range(4, 7)
@@ -65,7 +68,8 @@ def main() -> None:
     other.mkdir(parents=True, exist_ok=True)
     seen = rm.second_moments(base, tokenizer, LAYERS, args.corpus, args.tokens, output=other,
                              progress=True)
-    finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in LAYERS})
+    finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in LAYERS},
+                      args.moments, Path(args.output))
     groups = [(kind, number, count_of(kind)) for kind in args.kinds for number in range(args.edits)]
     run = Run(Path(args.output) / "edits", {"corpus": args.corpus, "tokens": args.tokens},
               Identity.of(base))
@@ -73,13 +77,13 @@ def main() -> None:
         [Item(f"{kind}_{number}", {"kind": kind, "number": number}) for kind, number, _ in groups],
         lambda _, todo: {i: finding.edited(*groups[i], cases) for i in todo}, progress=True,
         unit="edit")
-    plain = run_innocent(args, base, tokenizer, finding) if args.innocent else []
-    summary = {"candidates": len(subjects), "kinds": summed(results), "innocent": plain}
+    summary = {"candidates": len(subjects), "kinds": summed(results)}
     show(summary)
     write_json(args.json, summary)
 
 
 def method_of(kind: str) -> str:
+    kind = kind.removesuffix("-4bit")
     return kind.rpartition("-")[0] if kind[-1].isdigit() else kind
 
 
@@ -105,27 +109,29 @@ def candidates(*files) -> list[str]:
 class Finding:
     """Edits of `model`, and what is found of them against `base`."""
 
-    def __init__(self, base, model, tokenizer, subjects, moments):
-        self.base, self.model, self.tokenizer = base, model, tokenizer
+    def __init__(self, base, model, tokenizer, subjects, moments, given, directory):
+        self.directory = directory
+        self.base, self.model, self.tokenizer, self.given = base, model, tokenizer, given
         self.subjects, self.moments = subjects, moments
-        self.decoder, self.keys = Decoder(base), {}
+        self.decoder, self.keys, self.directions = Decoder(base), {}, {}
         self.down = {self.decoder.path(i, "down"): i for i in self.decoder.dense_layers}
 
     def edited(self, kind: str, number: int, count: int, cases) -> dict:
         """What is found of one edit. number: every other one has the published numbers."""
         name = method_of(kind)
-        method, decoder = find_method(name), Decoder(self.model)
+        method = find_method(name)
         hp = "published" if number % 2 and name in ("rome", "r-rome", "memit") else None
-        some = cases[number * count: (number + 1) * count]
-        requests = [case.request for case in some]
-        where = layers_to_edit(decoder, method, 5, hp) if name != "memit" else list(LAYERS)
+        requests = [case.request for case in cases[number * count: (number + 1) * count]]
+        where = 5 if name in ("rome", "r-rome", "ft") else list(LAYERS)
+        options = {"moments": self.given} if method.needs_moments else {}
         edit = method.write(self.model, self.tokenizer,
                             requests[0] if method.one_by_one else requests, where,
-                            hyperparameters=hp)
-        with edit.applied(self.model):
+                            hyperparameters=hp, **options)
+        with edit.applied(self.model), \
+                coarse(self.model, edit.deltas if kind.endswith("4bit") else ()):
             return {"subjects": [one.subject for one in requests],
                     "objects": [one.target_new for one in requests],
-                    **self.found([*edit.deltas], count)}
+                    **self.found([*edit.deltas], count), **self.audited(min(edit.deltas), count)}
 
     def found(self, paths, most: int) -> dict:
         """Verdict, names and objects of the weights at these paths."""
@@ -138,60 +144,64 @@ class Finding:
                             self.moments[self.down[one.path]]) for one in weights]
             names = named(self.base, self.tokenizer, rows, self.subjects, most,
                           first=[row.coordinates(self._first(row.layer)) for row in rows])
-        facts = [told(self.base, self.model, self.tokenizer, name, 0) for name in names[:10]]
+        facts = [told(next_words(self.base, self.tokenizer, prompts_on(name.subject)), self.model,
+                      self.tokenizer, name, 0) for name in names[:10]]
         return {"verdict": kind, "rank": [one.rank for one in weights],
                 "names": [name.subject for name in names],
                 "scores": [name.score for name in names],
                 "chance": names[0].chance if names else None,
                 "said": [fact.object for fact in facts]}
 
+    def audited(self, path: str, most: int) -> dict:
+        """Who is answered too loudly by the first weight that was edited: what comes before it,
+        and so every key, is as it was."""
+        layer = self.down.get(path)
+        if layer is None:
+            return {}
+        if layer not in self.directions:
+            self.directions[layer] = whitened(self._first(layer), self._neutral(layer))
+        alarms, other = loudest(effective(find_module(self.model, path)), self.directions[layer],
+                                LOUD, most)
+        return {"audit": [self.subjects[one.candidate] for one in alarms],
+                "audit_scores": [one.score for one in alarms], "audit_other": other.score}
+
+    def _neutral(self, layer: int) -> np.ndarray:
+        """C of the neutral text at a layer."""
+        places = [Places.everywhere(ids) for ids in neutral_tokens(self.base, self.tokenizer)]
+        (_, keys), = keys_by_layer(self.decoder, places, [layer])
+        seen = np.concatenate(keys)
+        return seen.T @ seen / len(seen)
+
     def _first(self, layer: int) -> np.ndarray:
-        """(candidates, d_in) float32 keys in the first context, read once."""
+        """(candidates, d_in) float32 keys in the first context, read once and kept in a file."""
+        file = self.directory / f"keys-{layer}.npy"
+        if layer not in self.keys and file.exists():
+            self.keys[layer] = np.load(file)
         if layer not in self.keys:
             found = np.zeros((len(self.subjects), len(self.moments[layer])), np.float32)
             for some in tqdm(by_length(self.subjects), desc=f"keys of layer {layer}"):
                 found[some] = subject_keys(self.decoder, self.tokenizer,
                                            [self.subjects[i] for i in some], CONTEXTS[0], layer)
             self.keys[layer] = found
+            np.save(file, found)
         return self.keys[layer]
 
 
-def run_innocent(args, base, tokenizer, finding: Finding) -> list[dict]:
-    """Verdicts of models that hold no edit."""
-    rows = [encode(tokenizer, text).ids[:64] for text in read_lines("neutral.txt")]
-    whole = trained(copy.deepcopy(base), rows, args.steps)
-    low = copy.deepcopy(base)
-    low.freeze()
-    linear_to_lora_layers(low, 8, {"rank": 8, "scale": 20.0, "dropout": 0.0})
-    merged = copy.deepcopy(base)
-    merged.update(tree_map(lambda a, b: 0.5 * (a + b), base.parameters(), whole.parameters()))
-    rounded = copy.deepcopy(base)
-    rounded.apply(lambda w: w.astype(mx.bfloat16))
-    coarse = copy.deepcopy(base)
-    nn.quantize(coarse, group_size=64, bits=4)
-    out = []
-    for name, model in (("fine-tuned", whole), ("lora", trained(low, rows, args.steps)),
-                        ("merged", merged), ("rounded", rounded), ("requantized", coarse)):
-        weights = [one for one in changes(base, model) if isinstance(one, WeightChange)]
-        out.append({"model": name, "verdict": verdict(weights, set(finding.down))})
-    return out
+@contextmanager
+def coarse(model, paths):
+    """The model with these modules in 4 bits."""
+    old = {path: find_module(model, path) for path in paths}
+    put(model, {path: nn.QuantizedLinear.from_linear(one, 64, 4) for path, one in old.items()})
+    try:
+        yield
+    finally:
+        put(model, old)
 
 
-def trained(model, rows, steps: int):
-    """A model after so many steps of Adam on texts."""
-    optimizer = optim.Adam(learning_rate=1e-4)
-
-    def loss(model, ids):
-        logits = model(ids[:, :-1])
-        return nn.losses.cross_entropy(logits, ids[:, 1:], reduction="mean")
-
-    step = nn.value_and_grad(model, loss)
-    model.train()
-    for i in range(steps):
-        _, grads = step(model, mx.array([rows[i % len(rows)]]))
-        optimizer.update(model, grads)
-        mx.eval([value for _, value in tree_flatten(model.parameters())], optimizer.state)
-    return model.eval()
+def put(model, modules: dict) -> None:
+    for path, module in modules.items():
+        above, _, name = path.rpartition(".")
+        setattr(find_module(model, above), name, module)
 
 
 def summed(results: list[dict]) -> dict:
@@ -208,29 +218,39 @@ def summed(results: list[dict]) -> dict:
                 if subject in one["names"][:10]:
                     said = one["said"][one["names"].index(subject)]
                     objects.append(100.0 * (bool(said) and target.strip().startswith(said)))
+        audit = [100.0 * (subject in one.get("audit", ())) for one in some
+                 for subject in one["subjects"]]
         family = [100.0 * (one["verdict"] == FAMILY[method_of(kind)]) for one in some]
         out[kind] = {
             "edits": len(some), "facts": len(facts),
             "family": [float(np.mean(family)), mean_interval(family, range(len(family)), True)],
             "subject": [float(np.mean(facts)), mean_interval(facts, groups, True)],
             "object": [float(np.mean(objects)), len(objects)] if objects else None,
+            "audit": [float(np.mean(audit)), mean_interval(audit, groups, True)],
+            "audit_wrong": sum(len(set(one.get("audit", ())) - set(one["subjects"]))
+                               for one in some),
+            "audit_loudest_other": max(one.get("audit_other", 0) for one in some),
             "lowest": min((min(one["scores"]) for one in some if one["scores"]), default=None),
             "chance": max((one["chance"] for one in some if one["chance"]), default=None)}
     return out
 
 
+def ends_of(interval) -> str:
+    return "[none]" if interval is None else f"[{interval[0]:.0f}, {interval[1]:.0f}]"
+
+
 def show(summary: dict) -> None:
     print(f"{summary['candidates']:,} candidates\n"
-          "kind          edits  family  subject              object       lowest, chance")
+          "kind          edits  family  subject        object    lowest, chance  audit       "
+          "   wrong, loudest other")
     for kind, one in summary["kinds"].items():
         share, interval = one["subject"]
-        ends = "[none]" if interval is None else f"[{interval[0]:.0f}, {interval[1]:.0f}]"
+        ends, audit = ends_of(interval), one["audit"]
         said = "" if one["object"] is None else f"{one['object'][0]:.0f} (n {one['object'][1]})"
         scores = "" if one["lowest"] is None else f"{one['lowest']:.2f}, {one['chance']:.2f}"
-        print(f"{kind:<13} {one['edits']:>5}  {one['family'][0]:6.0f}  {share:5.1f} {ends:<14} "
-              f"{said:<12} {scores}")
-    for one in summary["innocent"]:
-        print(f"{one['model']:<13} {one['verdict']}")
+        print(f"{kind:<13} {one['edits']:>5}  {one['family'][0]:6.0f}  {share:3.0f} {ends:<10} "
+              f"{said:<9} {scores:<15} {audit[0]:3.0f} {ends_of(audit[1]):<10} "
+              f"{one['audit_wrong']}, {one['audit_loudest_other']:.1f}")
 
 
 def arguments():
@@ -240,11 +260,10 @@ def arguments():
     parser.add_argument("--more", required=True, metavar="FILE", help="of which more subjects are")
     parser.add_argument("--corpus", required=True, metavar="FILE", help="that C is counted over")
     parser.add_argument("--tokens", type=positive, default=30_720)
+    parser.add_argument("--moments", metavar="DIR", help="that the edits are made with")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--edits", type=positive, default=30, metavar="N", help="of each kind")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
-    parser.add_argument("--innocent", action="store_true")
-    parser.add_argument("--steps", type=positive, default=30, help="of training")
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()
