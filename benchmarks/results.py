@@ -1,9 +1,11 @@
 """The results page's table from run directories.
 
   python benchmarks/results.py runs/rome runs/ft runs/none --page docs/results.md
+  python benchmarks/results.py runs/qa-rome runs/qa-context --page docs/results.md --name qaedit
 
 Measures with [low, high], the ends of their 95 % intervals, and paired differences to the first
-run. Takes the place of what stands between the page's two markers; without --page it is printed.
+run. Takes the place of what stands between the page's two markers of that name; without --page it
+is printed.
 """
 
 import argparse
@@ -16,8 +18,6 @@ from rome_mlx.errors import RomeError
 from rome_mlx.storage.files import read_json, write_whole
 from rome_mlx.view.compare import markdown, read_run
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-
 
 def table(paths: list[str]) -> str:
     """The runs' measures, and what each was run with."""
@@ -25,7 +25,7 @@ def table(paths: list[str]) -> str:
              "| run | method | layers | hyperparameters | moments |", "|---|---|---|---|---|"]
     for path in paths:
         settings = read_json(Path(path) / "run.json")
-        if settings["method"] == "none":
+        if settings["hyperparameters"] is None:  # nothing was edited
             continue
         preset = settings["hyperparameters"].get("preset", "")
         lines.append(f"| {Path(path).name} | {settings['method']} | {settings['layers']} | "
@@ -44,13 +44,14 @@ def moments(used: str | dict | None) -> str:
     return "" if used is None else Path(used).name
 
 
-def put(page: str, text: str) -> str:
+def put(page: str, name: str, text: str) -> str:
     """The page with the text between its markers. Raises RomeError where it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise RomeError(f"the page has no {BEGIN} and {END}; put them where the table goes")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+        raise RomeError(f"the page has no {first} and {last}; put them where the table goes")
+    return f"{before}{first}\n{text}\n{last}{after}"
 
 
 if __name__ == "__main__":
@@ -58,8 +59,10 @@ if __name__ == "__main__":
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--page", metavar="FILE")
+    parser.add_argument("--name", default="results", help="of the page's markers")
     args = parser.parse_args()
     if args.page is None:
         print(table(args.runs))
     else:
-        write_whole(args.page, put(Path(args.page).read_text("utf-8"), table(args.runs)))
+        write_whole(args.page, put(
+            Path(args.page).read_text("utf-8"), args.name, table(args.runs)))
