@@ -8,7 +8,7 @@ its first layer, and taken back. Candidates are the subjects of the data and nam
 halves, 20,000 in all. `--kinds` chooses among rome, rome-4bit (the weight quantized afterwards),
 r-rome, memit-1, memit-10, memit-50, alphaedit-10 and ft; every other edit of a kind has the
 published hyperparameters. A run that is stopped goes on where it was. Models that hold no edit:
-benchmarks/innocent.py.
+benchmarks/audit.py.
 """
 
 import argparse

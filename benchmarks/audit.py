@@ -1,9 +1,10 @@
-"""Does anything stand out of models that hold no edit?
+"""Does anything stand out of models that hold no edit, and does an edit after more training?
 
-  python benchmarks/innocent.py --json innocent.json
+  python benchmarks/audit.py --edits 5 --json audit.json
 
 The default model trained a little, whole and as a LoRA, merged with what it was, rounded and
 requantized: the verdict of `rm.diff`, and what `rm.audit` finds loudest, of our own candidates.
+Then ROME edits of our own CounterFact records, each trained on as long: is its subject found?
 """
 
 import argparse
@@ -21,6 +22,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 import rome_mlx as rm
 from rome_mlx.cli.common import positive, write_json
+from rome_mlx.evaluation.counterfact import read_counterfact
 from rome_mlx.models.tokens import encode
 from rome_mlx.storage.fact_set import read_fact_set
 from rome_mlx.storage.places import read_lines
@@ -33,19 +35,35 @@ def main() -> None:
     names = names[:: max(1, len(names) // args.candidates)]
     out = []
     for name, model in innocent(base, tokenizer, args.steps):
-        found = rm.audit((model, tokenizer), names)
-        loud = max(found.layers, key=lambda one: max([one.score, *one.alarms.values()]))
-        out.append({"model": name, "alarms": sum(len(one.alarms) for one in found.layers),
-                    "loudest": max([loud.score, *loud.alarms.values()]), "layer": loud.layer,
+        loud = loudest(rm.audit((model, tokenizer), names))
+        out.append({"model": name, **loud,
                     "verdict": rm.diff((base, tokenizer), (model, tokenizer), names).verdict})
-        print(f"{name:<12} {out[-1]['verdict']:<12} {out[-1]['alarms']} alarms, loudest "
-              f"{out[-1]['loudest']:.1f} at layer {loud.layer}", flush=True)
+        print(f"{name:<12} {out[-1]['verdict']:<12} {loud}", flush=True)
+    for case in read_counterfact(None)[:args.edits]:
+        model = copy.deepcopy(base)
+        rm.rome(model, tokenizer, case.request).apply(model)
+        model = trained(model, texts(tokenizer), args.steps)
+        loud = loudest(rm.audit((model, tokenizer), [*names, case.request.subject]))
+        out.append({"model": "edited, then fine-tuned", "subject": case.request.subject, **loud})
+        print(f"{case.request.subject}, then fine-tuned: {loud}", flush=True)
     write_json(args.json, out)
+
+
+def loudest(found) -> dict:
+    """The alarms of an audit, and the loudest of the rest with its layer."""
+    other = max(found.layers, key=lambda one: one.score)
+    return {"alarms": {name: round(score, 1) for one in found.layers
+                       for name, score in one.alarms.items()},
+            "loudest": round(other.score, 1), "layer": other.layer}
+
+
+def texts(tokenizer) -> list[list[int]]:
+    return [encode(tokenizer, text).ids[:64] for text in read_lines("neutral.txt")]
 
 
 def innocent(base, tokenizer, steps: int):
     """(name, model), one at a time."""
-    rows = [encode(tokenizer, text).ids[:64] for text in read_lines("neutral.txt")]
+    rows = texts(tokenizer)
     yield "unedited", base
     whole = trained(copy.deepcopy(base), rows, steps)
     yield "fine-tuned", whole
@@ -85,6 +103,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=positive, default=1000, metavar="N")
+    parser.add_argument("--edits", type=int, default=5, metavar="N")
     parser.add_argument("--steps", type=positive, default=30, help="of training")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()
