@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -72,44 +73,52 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     options = {"dtype": "stored", "lazy": True}
     if trust_remote_code:
         options |= {"trust_remote_code": True, "tokenizer_config": {"trust_remote_code": True}}
-    ours = [not isinstance(one, tuple) for one in (base, model)]
-    if ours[1]:
-        model = _loaded(model, base if ours[0] else None, options)
-    if ours[0]:
-        base = load(base, **options)
-    (base, tokenizer), (changed, _) = base, model
-    found = list(tqdm(changes(base, changed), disable=not progress, file=sys.stderr, unit="array"))
-    weights = [one for one in found if isinstance(one, WeightChange)]
-    decoder = Decoder(base)
+    ours = partial(_read, base, None, options)
+    theirs = partial(_read, model, base, options)
+    (first, _), (second, _) = ours(), theirs()
+    decoder = Decoder(first)
     down = {decoder.path(i, "down"): i for i in decoder.dense_layers}
+    compared = changes(first, second, lambda: (ours()[0], theirs()[0]))
+    del first, second, decoder  # what has been compared need not be held
+    found = list(tqdm(compared, disable=not progress, file=sys.stderr, unit="array"))
+    weights = [one for one in found if isinstance(one, WeightChange)]
     result = Found(verdict(weights, set(down)), weights, len(found) - len(weights), [])
     if result.verdict not in ("rome", "memit"):
         return result
     low = {one.path: one.spectrum for one in weights if one.kind == "low-rank"}
-    edit = undoing(changed, tokenizer, low, [down[path] for path in low])
-    for one, mine in ((base, ours[0]), (changed, ours[1])):
-        if mine and mx.default_device() == mx.cpu:  # where other products are slow
-            cast(one, mx.float32)
-    c = ensure_moments(base, tokenizer, edit.layers, moments, seed=seed, corpus=corpus)
+    base, tokenizer = ours(working=True)
+    c = ensure_moments(base, tokenizer, [down[path] for path in low], moments, seed=seed,
+                       corpus=corpus)
     names = _names(base, tokenizer, [Rows.of(down[path], one.right, c.matrix(down[path]))
                                      for path, one in low.items()], subjects, facts, progress)
-    said = [told(next_words(base, tokenizer, prompts_on(name.subject)), changed, tokenizer, name,
-                 edit.layer) for name in names]
-    edit.requests = [request_back(fact) for fact in said]
     neutral = neutral_tokens(base, tokenizer)
+    states = final_states(base, neutral)
+    before = [next_words(base, tokenizer, prompts_on(name.subject)) for name in names]
+    del c, base  # one model at a time
+    changed, tokenizer = theirs(working=True)
+    edit = undoing(changed, tokenizer, low, [down[path] for path in low])
+    said = [told(words, changed, tokenizer, name, edit.layer)
+            for words, name in zip(before, names, strict=True)]
+    edit.requests = [request_back(fact) for fact in said]
     with edit.applied(changed, force=True):
-        kl = drift(base, neutral, final_states(base, neutral), final_states(changed, neutral))["kl"]
+        kl = drift(changed, neutral, states, final_states(changed, neutral))["kl"]
     return replace(result, facts=said, edit=edit, kl=kl)
 
 
-def _loaded(path, base, options: dict) -> tuple:
-    """The changed model, an adapter on its base."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        return load(path, **options)
-    if base is None:
-        raise RomeError(f"{str(path)!r} is an adapter; give the path of its base, not a loaded "
-                        "model")
-    return load(base, adapter_path=str(path), **options)
+def _read(model, base, options: dict, working: bool = False) -> tuple:
+    """(model, tokenizer), as they are or from a path, an adapter's on its base; working: so that
+    it runs fast."""
+    if isinstance(model, tuple):
+        return model
+    if base is not None and (Path(model) / "adapter_config.json").is_file():
+        if isinstance(base, tuple):
+            raise RomeError(f"{str(model)!r} is an adapter; give the path of its base, not a "
+                            "loaded model")
+        model, options = base, options | {"adapter_path": str(model)}
+    found, tokenizer = load(model, **options)
+    if working and mx.default_device() == mx.cpu:  # where other products are slow
+        cast(found, mx.float32)
+    return found, tokenizer
 
 
 def _names(base, tokenizer, rows: list[Rows], subjects, facts: int | None,

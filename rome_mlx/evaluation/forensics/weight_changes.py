@@ -1,6 +1,6 @@
 """Two models' weights, one at a time: where they differ, and by what kind of change."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -17,6 +17,7 @@ _RANK = 0.25
 #: and the noise is rounding, or no more than this part of the change
 _SPREAD = 0.1
 _EXPLAINED = 0.999  # of the numbers of a rounded weight
+_HELD = 1 << 30  # bytes of arrays that are held once they were compared
 _FLOAT32 = 1e-6  # ‖ΔW‖ / ‖W‖ that arithmetic in float32 leaves
 
 
@@ -44,22 +45,34 @@ class WeightChange:
                 "rank": self.rank}
 
 
-def changes(base: nn.Module, model: nn.Module) -> Iterator[WeightChange | str]:
+def changes(base: nn.Module, model: nn.Module,
+            again: Callable[[], tuple[nn.Module, nn.Module]] | None = None
+            ) -> Iterator[WeightChange | str]:
     """Every array that differs, as it is found, and the path of every one that does not.
 
-    Raises RomeError where the models are not of one shape.
+    again: reads both anew, lazily: models whose arrays were read are let go from time to time, so
+    that they need not fit into memory. Raises RomeError where the models are not of one shape.
     """
-    ours, theirs = _modules(base), _modules(model)
+    ours, theirs, held = _modules(base), _modules(model), mx.get_active_memory()
+    del base, model
     if ours.keys() != theirs.keys():
         path = sorted(ours.keys() ^ theirs.keys())[0]
         raise RomeError(f"only {'the base' if path in ours else 'the model'} has {path!r}: these "
                         "are models of two architectures; give two versions of one model")
-    for path in ours:
-        one, other = ours[path], theirs[path]
-        if one is not None and is_matrix(one):
-            yield compared(path, one, other)
-        for name, before, after in _vectors(path, one, other):
-            yield _vector(name, before, after)
+    for path in [*ours]:
+        if again is not None and mx.get_active_memory() > held + _HELD:
+            ours = theirs = {}
+            mx.clear_cache()
+            ours, theirs = map(_modules, again())
+            held = mx.get_active_memory()
+        yield from _of_module(path, ours[path], theirs[path])
+
+
+def _of_module(path: str, one: nn.Module, other: nn.Module) -> Iterator[WeightChange | str]:
+    if is_matrix(one):
+        yield compared(path, one, other)
+    for name, before, after in _vectors(path, one, other):
+        yield _vector(name, before, after)
 
 
 def is_matrix(module: nn.Module) -> bool:
