@@ -99,9 +99,9 @@ def compared(path: str, one: nn.Module, other: nn.Module) -> WeightChange | str:
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise RomeError(f"{path} holds numbers that are not finite: the file is damaged, or the "
                         "model is broken")
-    change = after - before
-    if not change.any():
+    if np.array_equal(before, after):
         return path
+    change = after - before
     norm = float(np.linalg.norm(change) / max(np.linalg.norm(before), 1e-30))
     if norm < _FLOAT32 or _rounds(before, after):
         return WeightChange(path, norm, "rounded")
