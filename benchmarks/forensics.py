@@ -124,9 +124,11 @@ class Finding:
         requests = [case.request for case in cases[number * count: (number + 1) * count]]
         where = 5 if name in ("rome", "r-rome", "ft") else list(LAYERS)
         options = {"moments": self.given} if method.needs_moments else {}
+        templates = method.kept_templates(self.model, self.tokenizer, 0,
+                                          method.resolve(hp, Decoder(self.model)))
         edit = method.write(self.model, self.tokenizer,
                             requests[0] if method.one_by_one else requests, where,
-                            hyperparameters=hp, **options)
+                            hyperparameters=hp, context_templates=templates, **options)
         with edit.applied(self.model), \
                 coarse(self.model, edit.deltas if kind.endswith("4bit") else ()):
             return {"subjects": [one.subject for one in requests],

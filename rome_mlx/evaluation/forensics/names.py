@@ -23,7 +23,7 @@ from ...storage.places import read_lines
 CONTEXTS = ("People often speak of {}", "{}", "The book is about {}", "Yesterday we saw {}",
             "What do you know of {}", "It was written that {}", "The history of {}",
             "According to the report, {}")
-_SHORTLIST = 256  # candidates read in all contexts
+_SHORTLIST = 64  # candidates read in all contexts
 _ROWS = 128  # texts run at once
 _WORDS = 5000  # of the tokenizer's own, where no subjects are given
 _RIDGE = 1e-3  # of C's mean variance, added to each
