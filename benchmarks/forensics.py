@@ -161,18 +161,18 @@ class Finding:
         if layer is None:
             return {}
         if layer not in self.directions:
-            self.directions[layer] = whitened(self._first(layer), self._neutral(layer))
+            self.directions[layer] = whitened(self._first(layer), *self._neutral(layer))
         alarms, other = loudest(effective(find_module(self.model, path)), self.directions[layer],
                                 LOUD, most)
         return {"audit": [self.subjects[one.candidate] for one in alarms],
                 "audit_scores": [one.score for one in alarms], "audit_other": other.score}
 
-    def _neutral(self, layer: int) -> np.ndarray:
-        """C of the neutral text at a layer."""
+    def _neutral(self, layer: int) -> tuple[np.ndarray, int]:
+        """C of the neutral text at a layer, and its tokens."""
         places = [Places.everywhere(ids) for ids in neutral_tokens(self.base, self.tokenizer)]
         (_, keys), = keys_by_layer(self.decoder, places, [layer])
         seen = np.concatenate(keys)
-        return seen.T @ seen / len(seen)
+        return seen.T @ seen / len(seen), len(seen)
 
     def _first(self, layer: int) -> np.ndarray:
         """(candidates, d_in) float32 keys in the first context, read once and kept in a file."""

@@ -24,7 +24,7 @@ def test_what_was_written_stands_out_and_silenced_it_does_not():
     weight = random.randn(64, 256).astype(np.float32)
     mix = random.randn(256, 256).astype(np.float32)
     keys = random.randn(300, 256).astype(np.float32) @ mix.T
-    directions = whitened(keys, mix @ mix.T)
+    directions = whitened(keys, mix @ mix.T, 500)
     assert not loudest(weight, directions, 10, 5)[0]
     for one, other in ((7, 30), (123, 40)):
         u = directions[:, one] / np.linalg.norm(directions[:, one])
@@ -34,6 +34,10 @@ def test_what_was_written_stands_out_and_silenced_it_does_not():
     assert found[0].times > 2 and found[0].score > found[1].score
     assert len(loudest(weight, directions, 10, 1)[0]) == 1
     a, b = silenced(weight, directions[:, [7, 123]])
+    c = mix @ mix.T
+    for tokens, ridge in ((500, 1.0), (50_000, 0.02)):
+        regular = c + ridge * np.trace(c) / 256 * np.eye(256)
+        np.testing.assert_allclose(regular @ whitened(keys, c, tokens), keys.T, atol=1e-2)
     assert np.abs((weight + (a @ b).T) @ directions[:, [7, 123]]).max() < 1e-4
     assert not loudest(weight + (a @ b).T, np.delete(directions, [7, 123], 1), 10, 5)[0]
 
@@ -50,11 +54,17 @@ def test_keys_of_all_layers_are_those_of_each():
         assert everywhere.shape == (len(ids) - 1, 256)
 
 
-def test_a_model_without_an_edit_is_quiet():
+def test_a_model_without_an_edit_is_quiet(tmp_path):
     quiet = rm.audit((tiny_model("llama", **SHAPE), FakeTokenizer()), SUBJECTS)
     assert not quiet.facts and quiet.edit is None and quiet.kl is None
     assert quiet.candidates == len(SUBJECTS) == 100
     assert len(quiet.layers) == 4 and max(one.score for one in quiet.layers) < 10
+    (tmp_path / "text.txt").write_text("what a text says " * 600)
+    more = rm.audit((tiny_model("llama", **SHAPE), FakeTokenizer()), SUBJECTS,
+                    corpus=tmp_path / "text.txt")
+    assert more.layers != quiet.layers and not more.facts
+    with pytest.raises(rm.RomeError, match="nothing.txt"):
+        rm.audit((tiny_model("llama"), FakeTokenizer()), SUBJECTS, corpus=tmp_path / "nothing.txt")
 
 
 def test_too_few_candidates_are_refused():

@@ -12,6 +12,7 @@ import sys
 from .common import (
     add_model_arguments,
     check_file,
+    check_moments_corpus,
     load_model,
     positive,
     read_names,
@@ -25,6 +26,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--subjects", metavar="FILE",
                         help="whom to look for, one name a line, a hundred or more (default: the "
                              "names of our own facts, and words of the tokenizer)")
+    parser.add_argument("--corpus", nargs="+", metavar="FILE",
+                        help="text, beside the shipped one, against which small changes show "
+                             "better")
     parser.add_argument("--facts", type=positive, default=10, metavar="N",
                         help="how many to name at most (default 10)")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit that silences them")
@@ -36,12 +40,14 @@ def run(args) -> int:
     from ..editing.adapter import check_destination
     from ..evaluation.forensics.audit import audit
 
+    check_moments_corpus(args)
     check_file(args.json)
     check_file(args.report)
     if args.save_path:
         check_destination(args.save_path)
     subjects = read_names(args.subjects) if args.subjects else None
-    found = audit(load_model(args), subjects, facts=args.facts, progress=sys.stderr.isatty())
+    found = audit(load_model(args), subjects, corpus=args.corpus, facts=args.facts,
+                  seed=args.seed, progress=sys.stderr.isatty())
     _tell(found)
     write_json(args.json, found.to_json())
     if args.report:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +14,8 @@ from ...editing.lowrank import LowRank
 from ...models.decoder import Decoder
 from ...models.hooks import find_module
 from ...models.loading import load
+from ...models.sampling import beginning
+from ...moments.corpus import check_corpus, rows
 from ..side_effects import drift, final_states, neutral_tokens
 from .loudness import loudest, silenced, whitened
 from .names import CONTEXTS, Name, by_length, candidates, in_context, subject_keys
@@ -21,6 +24,7 @@ from .weight_changes import effective
 
 #: an alarm, in spreads above the median; see docs/forensics.md for what unedited models reach
 LOUD = 10.0
+_LENGTH, _TEXTS = 255, 32  # of the rows of a corpus
 _LEAST = 100  # candidates, to tell what is usual
 
 
@@ -54,22 +58,27 @@ class Audit:
                 "facts": [asdict(fact) for fact in self.facts], "kl_silenced": self.kl}
 
 
-def audit(model, subjects: Sequence[str] | None = None, *, facts: int = 10,
-          progress: bool = False) -> Audit:
+def audit(model, subjects: Sequence[str] | None = None, *, corpus=None, facts: int = 10,
+          seed: int = 0, progress: bool = False) -> Audit:
     """Look for subjects that a model's down projections answer too loudly, as after ROME or MEMIT.
 
     Args:
         model: what `load` takes; or (model, tokenizer) as it returns them.
         subjects: candidates; by default the names of our own facts and words of the tokenizer.
             A subject that is no candidate is not found.
+        corpus: text, as for `second_moments`, of which 8,160 tokens are read beside the neutral
+            text: smaller changes stand out then.
         facts: how many to name at most.
 
     Raises RomeError for fewer than a hundred candidates: they tell what is usual.
     """
+    if corpus is not None:
+        check_corpus(corpus)
     model, tokenizer = model if isinstance(model, tuple) else load(model)
     names = candidates(tokenizer, subjects, _LEAST)
     decoder, neutral = Decoder(model), neutral_tokens(model, tokenizer)
-    layers, c = _layers(decoder, tokenizer, names, neutral, facts, progress)
+    text = [*neutral, *_rows(model, tokenizer, corpus, seed)]
+    layers, c = _layers(decoder, tokenizer, names, text, facts, progress)
     loud: dict[str, tuple[float, int]] = {}  # where it is loudest
     for score, subject, layer in sorted(((score, subject, one.layer) for one in layers
                                          for subject, score in one.alarms.items()), reverse=True):
@@ -89,31 +98,41 @@ def audit(model, subjects: Sequence[str] | None = None, *, facts: int = 10,
     return Audit(layers, len(names), said, edit, kl)
 
 
-def _layers(decoder: Decoder, tokenizer, names: list[str], neutral, facts: int, progress: bool
-            ) -> tuple[list[LayerAudit], dict[int, np.ndarray]]:
-    """What each layer answers, and C of the neutral text at those with an alarm."""
+def _rows(model, tokenizer, corpus, seed: int) -> list[list[int]]:
+    """Rows of a corpus, each as a text begins."""
+    if corpus is None:
+        return []
+    start = beginning(tokenizer)
+    found = rows(model, tokenizer, corpus, _LENGTH, seed=seed, wanted=_TEXTS)
+    return [[*start, *row] for row in islice(found, _TEXTS)]
+
+
+def _layers(decoder: Decoder, tokenizer, names: list[str], text, facts: int, progress: bool
+            ) -> tuple[list[LayerAudit], dict[int, tuple[np.ndarray, int]]]:
+    """What each layer answers, and C of the text at those with an alarm, with its tokens."""
     order = list(by_length(names))
     flat = [names[i] for some in order for i in some]
-    text = [Places.everywhere(ids) for ids in neutral]
+    everywhere = [Places.everywhere(ids) for ids in text]
     places = [Places.subjects(tokenizer, [in_context(names[i], CONTEXTS[0]) for i in some])
               for some in order]
     found, kept = [], {}
-    for layer, keys in tqdm(keys_by_layer(decoder, [*text, *places], decoder.dense_layers),
+    for layer, keys in tqdm(keys_by_layer(decoder, [*everywhere, *places], decoder.dense_layers),
                             total=len(decoder.dense_layers), disable=not progress,
                             file=sys.stderr, unit="layer"):
         seen = np.concatenate(keys[:len(text)])
         c = seen.T @ seen / len(seen)
         alarms, other = loudest(_weight(decoder, layer),
-                                whitened(np.concatenate(keys[len(text):]), c), LOUD, facts)
+                                whitened(np.concatenate(keys[len(text):]), c, len(seen)), LOUD,
+                                facts)
         found.append(LayerAudit(layer, {flat[one.candidate]: one.score for one in alarms},
                                 flat[other.candidate], other.score, other.times))
         if alarms:
-            kept[layer] = c
+            kept[layer] = c, len(seen)
     return found, kept
 
 
 def _silencing(decoder: Decoder, tokenizer, layers: list[LayerAudit], loud: Container[str],
-               c: dict[int, np.ndarray]) -> Edit:
+               c: dict[int, tuple[np.ndarray, int]]) -> Edit:
     """At the layers of alarms, nothing is answered along C⁻¹ of the subjects' keys in all
     contexts."""
     deltas = {}
@@ -122,7 +141,7 @@ def _silencing(decoder: Decoder, tokenizer, layers: list[LayerAudit], loud: Cont
             keys = np.concatenate([subject_keys(decoder, tokenizer, some, context, one.layer)
                                    for context in CONTEXTS])
             deltas[decoder.path(one.layer, "down")] = LowRank(*silenced(
-                _weight(decoder, one.layer), whitened(keys, c[one.layer])))
+                _weight(decoder, one.layer), whitened(keys, *c[one.layer])))
     return Edit(method="silenced", requests=[], deltas=deltas,
                 layers=[one.layer for one in layers if one.alarms],
                 **provenance(decoder.model, tokenizer, deltas))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+_FEW = 1000  # tokens, for C
+
 
 @dataclass(frozen=True)
 class Loud:
@@ -48,9 +50,10 @@ def loudest(weight: np.ndarray, directions: np.ndarray, above: float, most: int
         answers -= np.outer(directions @ directions[best], answers[best])
 
 
-def whitened(keys: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """(d_in, n) C⁻¹ of keys (n, d_in), with C's mean variance added to each."""
-    ridge = np.trace(c) / len(c) * np.eye(len(c), dtype=c.dtype)
+def whitened(keys: np.ndarray, c: np.ndarray, tokens: int) -> np.ndarray:
+    """(d_in, n) C⁻¹ of keys (n, d_in), with C's mean variance added to each, less where C is of
+    more than a thousand tokens."""
+    ridge = min(1.0, _FEW / tokens) * np.trace(c) / len(c) * np.eye(len(c), dtype=c.dtype)
     return scipy.linalg.solve(c + ridge, keys.T, assume_a="pos")
 
 
