@@ -9,6 +9,7 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.evaluation.answers import exactly, normal, says
 from rome_mlx.evaluation.counterfact import read_counterfact
+from rome_mlx.evaluation.further import further_measures
 from rome_mlx.evaluation.mquake import read_mquake
 from rome_mlx.evaluation.probes import PROBES, ability, hops, locality, wild
 from rome_mlx.evaluation.questions import read_qaedit
@@ -238,3 +239,12 @@ def test_our_own_chains_lead_from_their_edit_to_another_end():
         assert case.hops[-1].answers == case.new_answers and case.clozes
         assert not any(answer in text for answer in case.new_answers
                        for text in (*case.questions, *case.clozes) if len(answer) > 3)
+
+
+def test_an_edit_that_changes_nothing_that_is_asked_has_kept_it():
+    answers = {"first": [3, 4], "new": [5, 5]}
+    case = {"pre": {"rewrite": 1.0}, "post": {"rewrite": 0.1},
+            "measures": {"relations": {"pre": answers, "post": answers}}}
+    assert further_measures(case, "post") == {"relations_kept": 100, "relations_taken": 0}
+    assert further_measures(case, "pre") == {}
+    assert further_measures({**case, "post": case["pre"]}, "post") == {}

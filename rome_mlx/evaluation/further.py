@@ -67,15 +67,15 @@ def with_further(path: str | Path, results: Sequence[dict]) -> list[dict]:
 
 
 def further_measures(result: dict, state: str) -> dict[str, float]:
-    """{measure: value} of what `with_further` put to a case; state as for `measures_of`."""
+    """{measure: value} of what `with_further` put to a case; state as for `measures_of`. What
+    tells of a change is left out of the unedited model, not where an edit changed nothing."""
+    unedited = result[state] == result["pre"]
     return {measure: value for name, found in result.get("measures", {}).items()
-            for measure, value in _values(name, found, state).items()}
+            for measure, value in _values(name, found, state, unedited).items()}
 
 
-def _values(name: str, found: dict, state: str) -> dict[str, float]:
-    """What tells of a change is left out of the unedited model."""
-    before = None if found[state] == found["pre"] else found["pre"]
-    return PROBES[name].measures(found[state], before)
+def _values(name: str, found: dict, state: str, unedited: bool = False) -> dict[str, float]:
+    return PROBES[name].measures(found[state], None if unedited else found["pre"])
 
 
 def _asked(probe, cases, group: Sequence[int]) -> list[int]:

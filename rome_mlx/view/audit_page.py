@@ -14,7 +14,7 @@ def audit_page(found: Audit, settings: dict) -> str:
             ("layers", str(len(found.layers)))]
     if found.kl is not None:
         head.append(("nats a token, silenced", f"{abs(found.kl):.0e}"))
-    title = ("Something was written into this model" if alarms
+    title = ("Something seems to have been written into this model" if alarms
              else "Nothing stands out in this model")
     body = [f"<h1>{title}</h1>", numbers(head),
             *(fact_section(fact, f"A weight answers its key {fact.subject_score:.1f} spreads more "

@@ -121,7 +121,7 @@ def test_the_edit_is_found_without_the_base_and_silenced(run, default_model, tmp
     assert "layer 8 answers 1 too loudly" in out and f"\n{SUBJECT}: Rome  (score" in out
     assert all(len(line) <= 80 for line in out.split("\n") if str(tmp_path) not in line)
     page = (tmp_path / "found.html").read_text("utf-8")
-    assert f"{SUBJECT}: Rome" in page and "Something was written" in page
+    assert f"{SUBJECT}: Rome" in page and "Something seems to have been written" in page
     silent = rm.load_edit(tmp_path / "silent")
     assert silent.requests[0].subject == SUBJECT
     ids = mx.array([encode(tokenizer, PROMPT.format(SUBJECT)).ids])
