@@ -9,16 +9,8 @@ tokenizer.
 
 import sys
 
-from .common import (
-    add_model_arguments,
-    check_file,
-    check_moments_corpus,
-    load_model,
-    positive,
-    read_names,
-    tell_fact,
-    write_json,
-)
+from .common import add_model_arguments, load_model, positive, write_json
+from .found import checked_subjects, save, tell_fact
 
 
 def add_arguments(parser) -> None:
@@ -37,15 +29,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..editing.adapter import check_destination
     from ..evaluation.forensics.audit import audit
 
-    check_moments_corpus(args)
-    check_file(args.json)
-    check_file(args.report)
-    if args.save_path:
-        check_destination(args.save_path)
-    subjects = read_names(args.subjects) if args.subjects else None
+    subjects = checked_subjects(args)
     found = audit(load_model(args), subjects, corpus=args.corpus, facts=args.facts,
                   seed=args.seed, progress=sys.stderr.isatty())
     _tell(found)
@@ -55,12 +41,7 @@ def run(args) -> int:
 
         audit_report(found, args.report, settings={
             "model": args.model, "subjects": args.subjects or "our own"})
-    if args.save_path:
-        if found.edit is None:
-            print("There is nothing to silence: no edit was saved.")
-        else:
-            found.edit.save(args.save_path)
-            print(f"The edit that silences them is in {args.save_path}.")
+    save(found.edit, args.save_path, "to silence", "silences them")
     return 0
 
 

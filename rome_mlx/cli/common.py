@@ -66,29 +66,6 @@ def load_model(args):
     return model, tokenizer
 
 
-def read_names(path: str) -> list[str]:
-    """The lines of a file. Raises RomeError where there are none."""
-    from ..errors import RomeError
-
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RomeError(f"cannot read the subjects in {path!r} ({error}); give a text file with "
-                        "one name a line") from error
-    if not (names := [line.strip() for line in lines if line.strip()]):
-        raise RomeError(f"{path!r} has no line with a name; give one name a line")
-    return names
-
-
-def tell_fact(fact) -> None:
-    """Print a FoundFact: the object, and the prompts that show it."""
-    print(f"\n{fact.subject}: {fact.object}  (score {fact.subject_score:.2f}, others up to "
-          f"{fact.chance:.2f})")
-    for one in fact.prompts:
-        print(f"  {one.prompt:<48.48} {one.base.strip():>10.10} → {one.model.strip():<10.10}"
-              f" {one.probability:.2f}")
-
-
 def positive(text: str) -> int:
     """argparse type: a count of 1 or more."""
     try:

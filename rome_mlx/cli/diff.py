@@ -9,16 +9,8 @@ MODEL may be an adapter of the base, as mlx-lm or rome-mlx saved it.
 import sys
 from textwrap import wrap
 
-from .common import (
-    add_moments_arguments,
-    check_file,
-    check_moments_corpus,
-    positive,
-    read_names,
-    seed,
-    tell_fact,
-    write_json,
-)
+from .common import add_moments_arguments, positive, seed, write_json
+from .found import checked_subjects, save, tell_fact
 
 _SHOWN = 10  # weights, on the terminal
 
@@ -41,15 +33,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..editing.adapter import check_destination
     from ..evaluation.forensics.diff import VERDICTS, diff
 
-    check_moments_corpus(args)
-    check_file(args.json)
-    check_file(args.report)
-    if args.save_path:
-        check_destination(args.save_path)
-    subjects = read_names(args.subjects) if args.subjects else None
+    subjects = checked_subjects(args)
     found = diff(args.base, args.model, subjects, moments=args.moments, corpus=args.corpus,
                  facts=args.facts, seed=args.seed, trust_remote_code=args.trust_remote_code,
                  progress=sys.stderr.isatty())
@@ -62,12 +48,7 @@ def run(args) -> int:
         diff_report(found, args.report, settings={
             "base": args.base, "model": args.model, "subjects": args.subjects or "our own",
             "moments": args.moments or "shipped or cached"})
-    if args.save_path:
-        if found.edit is None:
-            print("There is nothing of low rank to take back: no edit was saved.")
-        else:
-            found.edit.save(args.save_path)
-            print(f"The edit that takes it back is in {args.save_path}.")
+    save(found.edit, args.save_path, "of low rank to take back", "takes it back")
     return 0
 
 
