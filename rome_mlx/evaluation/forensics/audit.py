@@ -135,15 +135,15 @@ def _silencing(decoder: Decoder, tokenizer, layers: list[LayerAudit], loud: Cont
                c: dict[int, tuple[np.ndarray, int]]) -> Edit:
     """At the layers of alarms, nothing is answered along C⁻¹ of the subjects' keys in all
     contexts."""
+    where = {one.layer: some for one in layers
+             if (some := [subject for subject in one.alarms if subject in loud])}
     deltas = {}
-    for one in layers:
-        if some := [subject for subject in one.alarms if subject in loud]:
-            keys = np.concatenate([subject_keys(decoder, tokenizer, some, context, one.layer)
-                                   for context in CONTEXTS])
-            deltas[decoder.path(one.layer, "down")] = LowRank(*silenced(
-                _weight(decoder, one.layer), whitened(keys, *c[one.layer])))
-    return Edit(method="silenced", requests=[], deltas=deltas,
-                layers=[one.layer for one in layers if one.alarms],
+    for layer, some in where.items():
+        keys = np.concatenate([subject_keys(decoder, tokenizer, some, context, layer)
+                               for context in CONTEXTS])
+        deltas[decoder.path(layer, "down")] = LowRank(*silenced(
+            _weight(decoder, layer), whitened(keys, *c[layer])))
+    return Edit(method="silenced", requests=[], deltas=deltas, layers=list(where),
                 **provenance(decoder.model, tokenizer, deltas))
 
 
