@@ -8,6 +8,7 @@ from .common import load_model, tell_health, write_json
 
 PLACE = "sequence"  # in the directory of the saved edit: what it takes to go on
 _EVERY = 100  # requests between two lines, where batches are small
+_CROWDED = 0.3  # requests for each dimension of the keys, above which there is a warning
 
 
 def write(args, requests: list, given) -> int:
@@ -37,8 +38,9 @@ def write(args, requests: list, given) -> int:
         for edit in sequence.write(requests, args.batch):
             done = len(sequence.requests)
             if args.batch >= _EVERY or done - told >= _EVERY or done >= len(requests):
+                _tell(done, len(requests), edit, sequence.results[-1])
+                _tell_cost(sequence, done, len(requests), first=told == there)
                 told = done
-                _tell(done, len(requests), edit, sequence.results[-1], args.batch)
         health = tell_health(guard)
         results = sequence.results
         if directory is not None:
@@ -85,13 +87,27 @@ def _load(sequence, requests) -> str:
     width = weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1]
     layers = [sequence.layer] if isinstance(sequence.layer, int) else sequence.layer
     where = f", at layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
-    return f"{where}\n  ({len(requests) / width:.2f} for each of the keys' {width:,} dimensions)"
+    crowded = len(requests) / width
+    return (f"{where}\n  ({crowded:.2f} for each of the keys' {width:,} dimensions"
+            + ("; 0.39 cost the default model a fifth\n  in perplexity, 0.70 two fifths"
+               if crowded > _CROWDED else "") + ")")
 
 
-def _tell(done: int, count: int, edit, result: dict, batch: int) -> None:
+def _tell(done: int, count: int, edit, result: dict) -> None:
     likelier = edit.numbers["likelier"]
     second = result["seconds"] / len(edit.requests)
     left = second * (count - done) / 60
     print(f"{done:>6,}  the batch: {edit.numbers['said']:3.0f} % said"
           + (f", {likelier:3.0f} % likelier than before" if likelier is not None else "")
           + f"; {second:.2f} s an edit, {left:.0f} min left", flush=True)
+
+
+def _tell_cost(sequence, done: int, count: int, first: bool) -> None:
+    """How far other text is moved, and, of the first batches, what that will be in the end: it
+    grows with the number of edits (docs/limits.md)."""
+    if not (found := sequence.disturbance()):
+        return
+    now = 100 * max(one["share"] for one in found.values())
+    print(f"        of what an edited layer gives for other text {now:.2g} % is the edits'"
+          + (f",\n        at this rate {now * count / done:.2g} % after all {count:,}"
+             if first and done < count else ""), flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import RomeError
 from ..models.decoder import Decoder
+from ..models.weights import weight_shape
 from ..models.kept import Kept
 from ..storage.files import read_json
 from .calibrated import is_calibration, is_path, preset_of, stored_calibration
@@ -28,7 +29,8 @@ class Method:
     hold what was written before; memory: makes what the batches of a sequence share besides, given
     to `write` as `running`, with `arrays` and `restore`;
     elsewhere: changes to the published hyperparameters on models that have no preset; before_norm:
-    on those of them in which a norm follows the MLP.
+    on those of them in which a norm follows the MLP; in_a_row: (hyperparameters, width of the keys)
+    -> those of a sequence of many edits.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Method:
     memory: Callable[[], Any] | None = None
     elsewhere: Mapping[str, Any] = field(default_factory=dict)
     before_norm: Mapping[str, Any] = field(default_factory=dict)
+    in_a_row: Callable[[Any, int], Any] | None = None
 
     @property
     def published(self):
@@ -80,6 +83,13 @@ class Method:
         raise RomeError(f"hyperparameters {given!r} of {self.name}: give 'published', a preset "
                         f"({', '.join(self.presets)}), a dictionary or a "
                         f"{type(published).__name__}")
+
+    def resolve_in_a_row(self, given, decoder: Decoder):
+        """As `resolve`; where nothing is given, the hyperparameters of a sequence."""
+        own = self.resolve(given, decoder)
+        if given is not None or self.in_a_row is None:
+            return own
+        return self.in_a_row(own, weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1])
 
     def kept_templates(self, model, tokenizer, seed: int, hyperparameters) -> list[str]:
         """The context templates that are sampled for the model as it is, kept in the cache."""

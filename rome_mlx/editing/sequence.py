@@ -67,14 +67,15 @@ class EditSequence:
                 by the one rule (`layers_to_edit`).
             directory: keeps every finished batch; a sequence with the same settings goes on there,
                 also after a kill.
-            moments, hyperparameters, context_templates, seed, earlier, options: the editor's.
+            moments, context_templates, seed, earlier, options: the editor's.
+            hyperparameters: the editor's; None for the model's own, of memit those for many edits.
 
         Raises RomeError where the directory holds another sequence, naming what differs.
         """
         self.model, self.tokenizer = model, tokenizer
         self.method = _method_of(editor)
         decoder, method = Decoder(model), self.method
-        self.hp = method.resolve(hyperparameters, decoder)
+        self.hp = method.resolve_in_a_row(hyperparameters, decoder)
         self.layer = layer if layer is not None else layers_to_edit(
             decoder, method, hyperparameters=hyperparameters)
         layers = [self.layer] if isinstance(self.layer, int) else list(self.layer or ())
