@@ -66,10 +66,10 @@ def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
         seen["outputs"] = x[rows, at]
         return x
 
-    h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer)
-    with hooked(decoder.module(layer, "down"), before=key), \
+    with decoder.fast(), hooked(decoder.module(layer, "down"), before=key), \
             hooked(decoder.module(layer, "mlp"), after=output):
-        decoder.block(layer, h)
+        decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
+        mx.eval(seen)
     return Readings(_float64(seen["keys"]), _float64(seen["outputs"]))
 
 
@@ -85,8 +85,8 @@ def keys_by_layer(decoder: Decoder, batches: Sequence[Places], layers: Sequence[
                 found.append(np.array(x[some.rows, some.positions].astype(mx.float32)))
                 return x
 
-            with (hooked(decoder.module(layer, "down"), before=key) if layer in layers
-                  else nullcontext()):
+            with decoder.fast(), (hooked(decoder.module(layer, "down"), before=key)
+                                  if layer in layers else nullcontext()):
                 states[i] = decoder.block(layer, states[i])
                 mx.eval(states[i])
         if found:
@@ -96,7 +96,8 @@ def keys_by_layer(decoder: Decoder, batches: Sequence[Places], layers: Sequence[
 def read_states(decoder: Decoder, tokenizer, texts, layer: int) -> np.ndarray:
     """Block outputs (rows, dim) float64 at the last token of each text's subject."""
     ids, rows, at = Places.subjects(tokenizer, texts)
-    h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
+    with decoder.fast():
+        h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
     return _float64(h[rows, at])
 
 

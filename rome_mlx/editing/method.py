@@ -7,8 +7,8 @@ from typing import Any
 
 from ..errors import RomeError
 from ..models.decoder import Decoder
-from ..models.weights import weight_shape
 from ..models.kept import Kept
+from ..models.weights import weight_shape
 from ..storage.files import read_json
 from .calibrated import is_calibration, is_path, preset_of, stored_calibration
 from .edit import Edit

@@ -18,7 +18,6 @@ from ..errors import RomeError
 from ..models import applied
 from ..models.codes import check_codes, codes_of, digest_of, scales_of, steps_of
 from ..models.decoder import Decoder
-from ..models.weights import in_floats
 from ..moments.lookup import find_moments
 from .key import in_contexts, read_keys
 
@@ -85,5 +84,4 @@ def _keys(edit, path: str, decoder: Decoder, tokenizer, layer: int) -> np.ndarra
         return edit.keys[path]
     contexts = edit.context_templates or ["{}"]
     texts = [text for request in edit.requests for text in in_contexts(request, contexts)]
-    with in_floats(decoder.layers[:layer + 1]):
-        return read_keys(decoder, tokenizer, texts, layer).keys.T / np.sqrt(len(contexts))
+    return read_keys(decoder, tokenizer, texts, layer).keys.T / np.sqrt(len(contexts))

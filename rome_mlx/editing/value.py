@@ -89,7 +89,7 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     report: called with each step's losses, the mean over the requests of a batch.
     """
     values = []
-    with decoder.fast_gates(), \
+    with decoder.fast(), \
             fast_rotations(decoder.model):
         for i in range(0, len(requests), _BATCH):
             batch = requests[i: i + _BATCH]

@@ -82,7 +82,7 @@ def perplexity(model, rows: Sequence[Sequence[int]]) -> float:
     """exp of the mean NLL per token over rows of ids, each read alone."""
     decoder, total, read = Decoder(model), 0.0, 0
     order = sorted((row for row in rows if len(row) > 1), key=len)
-    with decoder.fast_gates():
+    with decoder.fast():
         for i in range(0, len(order), _TEXTS):
             some = order[i: i + _TEXTS]
             h = decoder.run(decoder.enter(decoder.embed(padded(some))))

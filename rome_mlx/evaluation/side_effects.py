@@ -26,7 +26,7 @@ def neutral_tokens(model, tokenizer, paragraphs: int | None = _TEXTS,
 def final_states(model, rows: list[list[int]]) -> list[mx.array]:
     """The last layer's output at every position but the last, (tokens - 1, dim) for each row."""
     decoder = Decoder(model)
-    with decoder.fast_gates():
+    with decoder.fast():
         h = decoder.run(decoder.enter(decoder.embed(padded(rows))))
     states = [row[:len(ids) - 1] for row, ids in zip(h, rows, strict=True)]
     mx.eval(states)

@@ -10,7 +10,7 @@ once, its keys and values are kept, and suffixes run on top of them.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.rope_utils import DynamicNTKScalingRoPE
 
 from ..accel.gates import fast_gates
+from ..accel.packed import fast_products
 from ..errors import RomeError
 from .architectures import model_type, text_model
 from .hooks import find_module
@@ -141,9 +142,13 @@ class Decoder:
         """The module at `path(layer, part)`."""
         return find_module(self.model, self.path(layer, part))
 
-    def fast_gates(self) -> AbstractContextManager[None]:
-        """A context in which MLPs' gates are computed by numpy, where MLX is slow at them."""
-        return fast_gates([self.module(layer, "mlp") for layer in self.dense_layers])
+    @contextmanager
+    def fast(self) -> Iterator[None]:
+        """A context in which MLPs' gates, and products with quantized weights, are computed in
+        faster ways where MLX is slow at them."""
+        with fast_gates([self.module(layer, "mlp") for layer in self.dense_layers]), \
+                fast_products([self.model]):
+            yield
 
     def embed(self, ids) -> mx.array:
         """Token-embedding output (rows, tokens, dim), before positions and scaling."""

@@ -61,7 +61,7 @@ def token_scores(model, tokenizer, pairs: Sequence[tuple]) -> list[list[tuple[fl
         reads.setdefault(bisect_left(rows, ids), []).extend(
             (i, first + j, token) for j, token in enumerate(target))
     tokens: list[list[tuple[float, bool]]] = [[] for _ in pairs]
-    with decoder.fast_gates():
+    with decoder.fast():
         for batch in _batches(rows):
             wanted = [(row, *read) for row, r in enumerate(batch) for read in reads[r]]
             found = _read(decoder, [rows[r] for r in batch], [(w[0], w[2], w[3]) for w in wanted])
@@ -131,7 +131,7 @@ def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list
     decoder = Decoder(model)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
-    with decoder.fast_gates():
+    with decoder.fast():
         generated = [ids for i in range(0, len(prompts), _ROWS) for ids in
                      _generated(decoder, tokenizer.eos_token_ids, prompts[i: i + _ROWS])]
     return [Said(ids[0], _text(tokenizer, ids), ids[-1] in tokenizer.eos_token_ids)

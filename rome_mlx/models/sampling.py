@@ -97,7 +97,7 @@ def continued(model, prompts: Sequence[Sequence[int]], length: int,
     for row, ids in zip(given, rows, strict=True):
         row[:len(ids)] = ids
     given = mx.array(given)
-    with Decoder(model).fast_gates():
+    with Decoder(model).fast():
         return _continued(model, given, start, draw, each)
 
 

@@ -1,8 +1,5 @@
 """Weights of linear and embedding modules, quantized or not."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
@@ -15,20 +12,6 @@ def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     model.eval()
     mx.eval(model.parameters())
     return model
-
-
-@contextmanager
-def in_floats(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """What is quantized in these modules in float32 as long as the context lasts: on a CPU, MLX
-    multiplies so many times as fast, for several texts at once."""
-    stored = [(module, module.leaf_modules()) for module in modules]
-    try:
-        for module, _ in stored:
-            module.update_modules(_dequantized_leaves(module, mx.float32))
-        yield
-    finally:
-        for module, leaves in stored:
-            module.update_modules(leaves)
 
 
 def _dequantized_leaves(module: nn.Module, dtype: mx.Dtype) -> dict:

@@ -77,7 +77,7 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
                   f"what was counted until the last save is in {output}: start it again")
     with ranks.together(), ExitStack() as stack:
         blocks = range(layers[-1] + 1)
-        stack.enter_context(decoder.fast_gates())
+        stack.enter_context(decoder.fast())
         stack.enter_context(fast_attention([decoder.module(i, "attn") for i in blocks]))
         for layer in layers:
             moments[layer] = _begun(moments.about[layer], output if ranks.rank == 0 else None)

@@ -90,7 +90,7 @@ class Restoration:
     def scores(self, token: int, cells: Sequence[Cell]) -> np.ndarray:
         """(cells, samples) float32, in the order of `cells`, for a token of the corrupted run."""
         prefixes = self.corrupted.prefix(token)
-        with self.decoder.fast_gates():
+        with self.decoder.fast():
             return np.concatenate([
                 self._staircase(token, cells[i: i + self.cells_a_batch], prefixes)
                 for i in range(0, len(cells), self.cells_a_batch)])

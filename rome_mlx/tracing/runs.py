@@ -42,7 +42,7 @@ def run(decoder: Decoder, embeddings: mx.array, begin: int = 0, prefixes=None) -
     prefixes = prefixes if prefixes is not None else decoder.prefixes()
     out = Run(begin, [], [], [], prefixes)
     with ExitStack() as stack:
-        stack.enter_context(decoder.fast_gates())
+        stack.enter_context(decoder.fast())
         for layer in range(len(decoder.layers)):
             for part, kept in (("mlp", out.mlp), ("attn", out.attn)):
                 stack.enter_context(hooked(decoder.module(layer, part), after=_keep(kept)))

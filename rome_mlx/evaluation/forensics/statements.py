@@ -78,7 +78,7 @@ def next_words(model, tokenizer, prompts: list[str]) -> np.ndarray:
     """(prompts, vocabulary) log P of the next token."""
     decoder, rows = Decoder(model), [encode(tokenizer, prompt).ids for prompt in prompts]
     out = []
-    with decoder.fast_gates():
+    with decoder.fast():
         for i in range(0, len(rows), _ROWS):
             some = rows[i: i + _ROWS]
             h = decoder.run(decoder.enter(decoder.embed(padded(some))))

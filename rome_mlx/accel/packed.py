@@ -1,0 +1,135 @@
+"""Products with quantized weights, where MLX is slow at them: on a CPU.
+
+There a 4-bit product of many rows costs MLX thirty times the same product of floats, and floats of
+the whole model cost eight times its memory. So a slice of the weight is unpacked, multiplied by the
+fast BLAS and forgotten: a product needs one slice's memory, and unpacking a weight takes less time
+than multiplying it by a hundred rows. Gradients pass, by unpacking again.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .linux_cpu import in_chunks, slow_exponentials
+
+_SLICE = 1 << 24  # numbers of a weight that are unpacked at once
+_FEW = 2  # rows, up to which MLX's own product is as fast
+_kept = threading.local()  # a slice's memory, of this thread
+
+
+@contextmanager
+def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Multiply by what is quantized in these modules slice by slice; elsewhere nothing changes."""
+    with ExitStack() as stack:
+        for module in modules if slow_exponentials() else ():
+            for _, leaf in module.named_modules():
+                if type(leaf) in _FAST:
+                    stack.callback(setattr, leaf, "__class__", type(leaf))
+                    leaf.__class__ = _FAST[type(leaf)]
+        yield
+
+
+def product(module: nn.Module, x: mx.array) -> mx.array:
+    """x Wᵀ (..., out), of x's type, for a quantized module's weight W (out, in); x: (..., in)."""
+    if x.size <= _FEW * x.shape[-1]:
+        return mx.quantized_matmul(x, module.weight, module.scales, module.get("biases"),
+                                   transpose=True, group_size=module.group_size,
+                                   bits=module.bits, mode=module.mode)
+    return _products(module)(x)
+
+
+def _products(module: nn.Module) -> Callable[[mx.array], mx.array]:
+    @mx.custom_function
+    def forward(x: mx.array) -> mx.array:
+        rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)
+        parts = []
+        for _, part in _slices(module, rows):
+            parts.append(rows @ part.T)
+            mx.eval(parts[-1])  # before the slice's memory holds the next one
+        return mx.concatenate(parts, axis=1).reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+    @forward.vjp
+    def backward(x, cotangent, _):
+        rows = cotangent.reshape(-1, cotangent.shape[-1]).astype(mx.float32)
+        total = mx.zeros((len(rows), x.shape[-1]))
+        for where, part in _slices(module, rows):
+            total = total + rows[:, where] @ part
+            mx.eval(total)
+        return total.reshape(x.shape).astype(x.dtype)
+
+    return forward
+
+
+def _slices(module: nn.Module, rows: mx.array) -> Iterator[tuple[slice, mx.array]]:
+    """The weight's rows, so many at a time: where they are, and (rows, in) float32, which is there
+    until the next is asked for."""
+    mx.eval(rows)
+    count = len(module.weight)
+    width = module.weight.shape[1] * 32 // module.bits
+    step = max(1, min(count, _SLICE // width))
+    table = _table(module)
+    memory = _memory(step, width)
+    for i in range(0, count, step):
+        where = slice(i, min(count, i + step))
+        if table is None:
+            yield where, mx.dequantize(
+                module.weight[where], module.scales[where],
+                None if (biases := module.get("biases")) is None else biases[where],
+                group_size=module.group_size, bits=module.bits, mode=module.mode,
+                dtype=mx.float32)
+        else:
+            _unpack(module, where, table, np.array(memory, copy=False))
+            yield where, memory[: where.stop - i]
+
+
+def _memory(rows: int, width: int) -> mx.array:
+    """(rows, width) float32, the same as the last time where that is as large: numpy writes into
+    it, and MLX reads it."""
+    held = getattr(_kept, "memory", None)
+    if held is None or held.shape != (rows, width):
+        _kept.memory = held = mx.zeros((rows, width))
+        mx.eval(held)
+    return held
+
+
+def _table(module: nn.Module) -> np.ndarray | None:
+    """The codes (65536, n) float32 that 16 bits hold, or None where a code may lie across them."""
+    if module.mode != "affine" or module.bits not in (2, 4, 8):
+        return None
+    shifts = np.arange(0, 16, module.bits)
+    return ((np.arange(1 << 16)[:, None] >> shifts) & ((1 << module.bits) - 1)).astype(np.float32)
+
+
+def _unpack(module: nn.Module, where: slice, table: np.ndarray, out: np.ndarray) -> None:
+    """scales · codes + biases, into out."""
+    packed, scales, biases = (np.array(x[where].astype(kind), copy=False) for x, kind in (
+        (module.weight, mx.uint32), (module.scales, mx.float32), (module.biases, mx.float32)))
+    packed, count = packed.view(np.uint16), len(packed)
+
+    def compute(rows: slice) -> None:
+        some = out[:count][rows]
+        np.take(table, packed[rows], axis=0, out=some.reshape(len(some), -1, table.shape[1]),
+                mode="clip")
+        groups = some.reshape(len(some), -1, module.group_size)
+        groups *= scales[rows, :, None]
+        groups += biases[rows, :, None]
+
+    in_chunks(compute, out[:count])
+
+
+class _Linear(nn.QuantizedLinear):
+    def __call__(self, x):
+        out = product(self, x)
+        return out + self["bias"] if "bias" in self else out
+
+
+class _Embedding(nn.QuantizedEmbedding):
+    def as_linear(self, x):
+        return product(self, x)
+
+
+_FAST = {nn.QuantizedLinear: _Linear, nn.QuantizedEmbedding: _Embedding}
