@@ -189,3 +189,17 @@ def test_a_missing_or_broken_adapter_is_named(directory, tmp_path):
     (adapter / "adapters.safetensors").write_bytes(b"damaged")
     with pytest.raises(RomeError, match=str(adapter)):
         load(directory, adapter_path=str(adapter))
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU takes models as they are stored")
+def test_a_quantized_model_too_large_for_floats_keeps_its_codes(copy, monkeypatch):
+    whole, _ = load(copy)
+    size = sum(w.nbytes for _, w in tree_flatten(whole.parameters()))
+    monkeypatch.setattr(loading, "memory_of_machine", lambda: 2 * size)
+    assert floats(load(copy)[0]) == {mx.float32}  # half the memory is enough
+    monkeypatch.setattr(loading, "memory_of_machine", lambda: 2 * size - 8)
+    packed, tokenizer = load(copy)
+    assert floats(packed) == {mx.float32, mx.uint32}
+    assert loading.describe(packed, tokenizer)["dtype"] == "8-bit"
+    ids = mx.array([[1, 2, 3]])
+    assert mx.abs(packed(ids) - whole(ids)).max().item() < 1e-4

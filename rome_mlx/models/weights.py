@@ -1,17 +1,37 @@
 """Weights of linear and embedding modules, quantized or not."""
 
+import os
+
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 
-def cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
-    """Dequantize every quantized module of the model, in place, and cast floats to `dtype`."""
-    model.update_modules(_dequantized_leaves(model, dtype))
+def cast(model: nn.Module, dtype: mx.Dtype, packed: bool = False) -> nn.Module:
+    """Cast floats to `dtype`, in place; quantized modules are dequantized, or stay `packed`, with
+    scales and biases of that type."""
+    if not packed:
+        model.update_modules(_dequantized_leaves(model, dtype))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def floats_of(model: nn.Module) -> int:
+    """Bytes of the model's weights as float32, dequantized."""
+    total = 4 * sum(w.size for _, w in tree_flatten(model.parameters())
+                    if mx.issubdtype(w.dtype, mx.floating))
+    for module in model.modules():
+        if is_quantized(module):
+            scales = module.scales.size + (module.biases.size if "biases" in module else 0)
+            total += 4 * (module.weight.size * 32 // module.bits - scales)
+    return total
+
+
+def memory_of_machine() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _dequantized_leaves(module: nn.Module, dtype: mx.Dtype) -> dict:
