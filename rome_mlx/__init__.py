@@ -34,6 +34,7 @@ _HOMES = {
     "tracing.attribution": ("attribution", "attributions"),
     "tracing.average": ("AverageEffects", "average_effects"),
     "tracing.patching": ("activation_patching",),
+    "planning": ("Plan", "plan"),
     "tracing.trace": ("Trace", "trace"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -83,6 +84,8 @@ if TYPE_CHECKING:
     from .moments.estimator import SecondMoment as SecondMoment
     from .moments.estimator import second_moments as second_moments
     from .pipeline import locate_then_edit as locate_then_edit
+    from .planning import Plan as Plan
+    from .planning import plan as plan
     from .storage.fact_files import read_facts as read_facts
     from .tracing.attribution import attribution as attribution
     from .tracing.attribution import attributions as attributions

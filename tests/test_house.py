@@ -7,8 +7,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "rome_mlx"
 #: a room imports itself and what stands on earlier lines
 ROOMS = [{"errors", "intervals"}, {"facts"}, {"storage"}, {"accel"}, {"models"},
-         {"tracing", "moments"}, {"editing"}, {"evaluation"}, {"calibration"}, {"pipeline"},
-         {"view"}, {"cli"}]
+         {"tracing", "moments"}, {"editing"}, {"evaluation"}, {"calibration"},
+         {"pipeline", "planning"}, {"view"}, {"cli"}]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 #: methods that draw, which may import what draws when they are called
 DRAWING = {("tracing.trace", "view.plot"), ("tracing.average", "view.plot"),

@@ -38,6 +38,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+def _planned(args, chosen) -> None:
+    """Print what the command will take; raises RomeError where it does not fit."""
+    from ..planning import plan
+
+    found = plan(args.model, args.command, dtype=args.dtype, **chosen.sizes(args))
+    print(found)
+    found.check()
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="rome-mlx",
@@ -57,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     try:
-        status = chosen.run(args) or 0
+        status = (_planned(args, chosen) if getattr(args, "dry_run", False)
+                  else chosen.run(args)) or 0
         sys.stdout.flush()
         return status
     except RomeError as error:

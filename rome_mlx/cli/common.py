@@ -9,10 +9,15 @@ from ..storage.files import check_writable, read_json, write_json
 
 __all__ = ["add_model_arguments", "add_moments_arguments", "check_file", "check_moments_corpus",
            "given_hyperparameters", "layer_list", "load_model", "noise_rule", "positive",
-           "read_json", "seed", "write_json"]
+           "read_json", "seed", "tokens_about", "write_json"]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False,
+                        dry_run: bool = False) -> None:
+    """dry_run: whether the command has `sizes`, which --dry-run is told by."""
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true",
+                            help="say what it will take in memory and time, and stop")
     group = parser.add_argument_group("model")
     if positional:
         group.add_argument("model", metavar="MODEL", help="directory, hub id or .gguf file")
@@ -64,6 +69,11 @@ def load_model(args):
     if edit is not None:
         edit.apply(model)
     return model, tokenizer
+
+
+def tokens_about(text: str) -> int:
+    """Tokens of an English text, before a tokenizer is read."""
+    return len(text) // 4 + 1
 
 
 def positive(text: str) -> int:

@@ -19,6 +19,7 @@ from .common import (
     positive,
     read_json,
     tell_health,
+    tokens_about,
     write_json,
 )
 
@@ -64,7 +65,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("--report", metavar="FILE.html",
                         help="write a page: maps, layer, losses, before and after")
     parser.add_argument("--json", metavar="FILE", help="write the result")
-    add_model_arguments(parser)
+    add_model_arguments(parser, dry_run=True)
+
+
+def sizes(args) -> dict:
+    requests = [request for request, _, _ in _cases(args)]
+    return {"method": args.method or ("rome" if args.batch is None else "memit"),
+            "layers": args.layer, "cases": len(requests),
+            "moments": args.moments, "verification": not args.no_verify and args.batch is None,
+            "tokens": max(tokens_about(request.text) for request in requests)}
 
 
 def run(args) -> int:

@@ -106,7 +106,16 @@ def _add_run_arguments(parser) -> None:
                         help="one file a case; where it resumes")
     parser.add_argument("--report", metavar="FILE.html", help="write a page of the measures")
     parser.add_argument("--json", metavar="FILE", help="write the summary")
-    add_model_arguments(parser)
+    add_model_arguments(parser, dry_run=True)
+
+
+def sizes(args) -> dict:
+    from ..errors import RomeError
+
+    if args.benchmark == "compare":
+        raise RomeError("eval compare reads finished runs and no model; leave out --dry-run")
+    return {"method": args.method, "cases": args.limit or 150, "moments": args.moments,
+            "layers": args.layer}
 
 
 def run(args) -> int:

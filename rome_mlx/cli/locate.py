@@ -9,7 +9,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from .common import add_model_arguments, check_file, load_model, positive, write_json
+from .common import (
+    add_model_arguments,
+    check_file,
+    load_model,
+    positive,
+    tokens_about,
+    write_json,
+)
 from .trace import add_corruption_arguments, noise_seed
 
 _CALIBRATION = 60  # subjects that a file needs to set the noise level by itself
@@ -27,7 +34,16 @@ def add_arguments(parser) -> None:
     parser.add_argument("--output", metavar="DIR", help="one file a fact; where it resumes")
     parser.add_argument("--plot", metavar="FILE", help="draw the average effects")
     parser.add_argument("--json", metavar="FILE", help="write the result")
-    add_model_arguments(parser)
+    add_model_arguments(parser, dry_run=True)
+
+
+def sizes(args) -> dict:
+    from ..storage.fact_files import read_facts
+
+    facts = read_facts(args.facts)[:args.limit]
+    return {"cases": len(facts) * len(args.kinds), "samples": args.samples,
+            "all_tokens": args.token_range == "all",
+            "tokens": max(tokens_about(fact.text) for fact in facts)}
 
 
 def run(args) -> int:

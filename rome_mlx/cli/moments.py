@@ -33,7 +33,11 @@ def add_arguments(parser) -> None:
                              "directions agree far (default 0.95)")
     parser.add_argument("--output", metavar="DIR", default="moments",
                         help="one file a layer; where it resumes (default: moments)")
-    add_model_arguments(parser)
+    add_model_arguments(parser, dry_run=True)
+
+
+def sizes(args) -> dict:
+    return {"layers": args.layers, "corpus_tokens": args.tokens}
 
 
 def run(args) -> int:

@@ -17,6 +17,7 @@ from .common import (
     noise_rule,
     positive,
     seed,
+    tokens_about,
     write_json,
 )
 
@@ -34,7 +35,7 @@ def add_arguments(parser) -> None:
     add_corruption_arguments(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the map")
     parser.add_argument("--json", metavar="FILE", help="write the result")
-    add_model_arguments(parser)
+    add_model_arguments(parser, dry_run=True)
 
 
 def add_corruption_arguments(parser) -> None:
@@ -48,6 +49,11 @@ def add_corruption_arguments(parser) -> None:
                         help="put the noise in place of the embedding")
     parser.add_argument("--noise-seed", type=seed, metavar="SEED",
                         help="of the noise alone (default: 1 + --seed)")
+
+
+def sizes(args) -> dict:
+    return {"kind": args.kind, "samples": args.samples, "all_tokens": args.token_range == "all",
+            "tokens": tokens_about(args.prompt.replace("{}", args.subject))}
 
 
 def noise_seed(args) -> int:

@@ -28,7 +28,7 @@ from ..errors import RomeError
 from ..storage.places import cache_directory
 from .architectures import check_type, model_type, text_model
 from .gguf import convert as gguf_import
-from .weights import cast, floats_of, memory_of_machine
+from .weights import cast, floats_of, has_codes, memory_of_machine, stored_bytes
 
 DTYPES = ("auto", "float32", "bfloat16", "stored")
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -78,20 +78,31 @@ def load(path_or_repo: str | os.PathLike | None = None, *, dtype: str = "auto",
     return loaded
 
 
+def loads_packed(model: nn.Module, dtype: str) -> bool:
+    """Whether `load` leaves a quantized model's codes as they are."""
+    if dtype == "auto" and mx.default_device() != mx.gpu:
+        return has_codes(model) and floats_of(model) > memory_of_machine() / 2
+    return has_codes(model) and dtype in ("auto", "stored")
+
+
 def _loaded(source: str, dtype: str, *, tokenizer_config=None, model_config=None,
             adapter_path=None, lazy=False, return_config=False, revision=None,
             trust_remote_code=False) -> tuple:
     """`mlx_lm.load`, but that the tokenizer is read while the weights are cast."""
     path = _download(source, revision=revision)
-    model, config = load_model(path, lazy or dtype == "auto", model_config=model_config,
+    model, config = load_model(path, True, model_config=model_config,
                                trust_remote_code=trust_remote_code)
     if adapter_path is not None:
         model = load_adapters(model, adapter_path)
         model.eval()
     text_model(model)
+    packed = loads_packed(model, dtype)
+    if not lazy:
+        _check_size(source, model, dtype, packed)
     with ThreadPoolExecutor(1) as beside:
-        if dtype != "stored":
-            packed = dtype == "auto" and floats_of(model) > memory_of_machine() / 2
+        if dtype == "stored" and not lazy:
+            mx.eval(model.parameters())
+        elif dtype != "stored":
             mx.eval(model.parameters())  # what is not computed yet, no other thread may compute
             work = beside.submit(cast, model, mx.float32 if dtype == "auto" else
                                  getattr(mx, dtype), packed)
@@ -100,6 +111,16 @@ def _loaded(source: str, dtype: str, *, tokenizer_config=None, model_config=None
         if dtype != "stored":
             work.result()
     return (model, tokenizer, config) if return_config else (model, tokenizer)
+
+
+def _check_size(source: str, model: nn.Module, dtype: str, packed: bool) -> None:
+    """Raises RomeError for weights that are more than the machine's memory."""
+    size = (stored_bytes(model) if packed or dtype == "stored" else
+            floats_of(model) // (2 if dtype == "bfloat16" else 1))
+    if size > (machine := memory_of_machine()):
+        raise RomeError(f"the weights of {source!r} take {size / 1e9:.1f} GB as {dtype} and this "
+                        f"machine has {machine / 1e9:.1f} GB; take a 4-bit copy "
+                        "(mlx_lm.convert -q), or a smaller model")
 
 
 def describe(model: nn.Module, tokenizer) -> dict:

@@ -18,6 +18,16 @@ def cast(model: nn.Module, dtype: mx.Dtype, packed: bool = False) -> nn.Module:
     return model
 
 
+def has_codes(model: nn.Module) -> bool:
+    """Whether anything of the model is quantized."""
+    return any(is_quantized(module) for module in model.modules())
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the model's weights as they are."""
+    return sum(w.nbytes for _, w in tree_flatten(model.parameters()))
+
+
 def floats_of(model: nn.Module) -> int:
     """Bytes of the model's weights as float32, dequantized."""
     total = 4 * sum(w.size for _, w in tree_flatten(model.parameters())

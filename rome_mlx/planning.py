@@ -1,0 +1,244 @@
+"""What a command will take on this machine, known before the weights are read.
+
+Sizes come from the headers of the model's files. Time is the arithmetic that cannot be avoided
+(matrix products), by what this machine does of it in a moment's trial, and by the share of that
+which each step reaches; memory is the weights and what each step holds beside them. Shares and
+factors were measured (benchmarks/scaling.py, docs/size.md).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import mlx.core as mx
+import numpy as np
+
+from .accel.packed import unpacking_rate
+from .editing.layer_choice import layers_to_edit
+from .editing.method import Method
+from .editing.methods import METHODS, find_method
+from .errors import RomeError
+from .models.decoder import Decoder
+from .models.loading import load, loads_packed
+from .models.weights import (
+    floats_of,
+    memory_of_machine,
+    stored_bytes,
+    weight_shape,
+)
+from .moments.lookup import find_moments
+from .moments.quality import THIN
+
+COMMANDS = ("trace", "locate", "moments", "edit", "eval")
+_START = 3.0, 0.55e9  # seconds and bytes of the imports
+_READING = 1.0e9  # bytes a second, from a disk's cache, cast included
+_READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
+_ALIVE = 6  # arrays of an MLP's width that a block holds at once, by measurement
+#: of the peak of large products, what each step reaches, by measurement
+_SHARES = {"trace": 0.45, "moments": 0.40, "value": 0.30, "reading": 0.26}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a command: seconds, and bytes beside the weights."""
+
+    name: str
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """steps: in their order; weights: bytes of the model as it is computed with; dtype: in words;
+    machine: bytes of memory that it has."""
+
+    command: str
+    dtype: str
+    weights: float
+    steps: tuple[Step, ...]
+    machine: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def memory(self) -> float:
+        """Bytes at the peak."""
+        return self.weights + _START[1] + max(step.memory for step in self.steps)
+
+    def check(self) -> None:
+        """Raises RomeError where it does not fit."""
+        if self.memory > self.machine:
+            raise RomeError(f"rome-mlx {self.command} takes about {_gb(self.memory)} and this "
+                            f"machine has {_gb(self.machine)}; take a 4-bit copy of the model "
+                            "(mlx_lm.convert -q), or a smaller one")
+
+    def __str__(self) -> str:
+        lines = [f"{self.command}: about {_duration(self.seconds)} and {_gb(self.memory)} of "
+                 f"{_gb(self.machine)} (weights {_gb(self.weights)}, {self.dtype})"]
+        lines += [f"  {step.name:<14}{_duration(step.seconds):>10}   {_gb(step.memory)} more"
+                  for step in self.steps]
+        return "\n".join(lines)
+
+
+def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str = "rome",
+         layers: int | str | list[int] | None = None, moments=None, cases: int = 1,
+         tokens: int = 12, samples: int = 10, kind: str = "mlp", all_tokens: bool = False,
+         corpus_tokens: int = 100_000, verification: bool = True) -> Plan:
+    """What a command will take.
+
+        print(rm.plan("mlx-community/Llama-3.2-1B-4bit", "edit"))
+
+    Args:
+        source: what `load` takes.
+        command: trace, locate, moments, edit or eval; cases: facts of locate times their kinds,
+            records of eval, requests of edit.
+        dtype: of `load`; method, moments, verification: of an edit, layers: its own or those of
+            the moments command. Missing moments are counted in.
+        tokens: of a prompt, half of them from the subject's last on; samples, kind, all_tokens: of
+            a trace; corpus_tokens: of the moments command.
+
+    Raises RomeError for an unknown command, and for a model that cannot be loaded.
+    """
+    if command not in COMMANDS:
+        raise RomeError(f"command {command!r} is unknown; choose from {', '.join(COMMANDS)}")
+    model, tokenizer = load(source, dtype="stored", lazy=True)
+    work = _Work(model, loads_packed(model, dtype), dtype, tokens, samples)
+    if command == "moments":
+        steps = [work.moments(corpus_tokens, len(layers or [0]))]
+    elif command in ("trace", "locate"):
+        steps = [work.trace(kind, all_tokens or command == "locate", cases)]
+    else:
+        steps = _writing(work, model, tokenizer, method, layers, moments, cases)
+        if command == "eval":
+            steps.append(work.reading(_READ_PER_CASE * cases))
+        elif verification:
+            traced = work.trace(kind, False, cases)
+            steps = [traced, *steps, work.verification(traced, cases)]
+    return Plan(command, work.words, work.weights, (work.start(), *steps), memory_of_machine())
+
+
+def _writing(work: "_Work", model, tokenizer, method: str, layer, moments, cases) -> list[Step]:
+    """The steps of an edit, with the moments that are not at hand."""
+    if method not in METHODS:  # nothing is written
+        return []
+    found = find_method(method)
+    where = layers_to_edit(work.decoder, found, layer)
+    where = [where] if isinstance(where, int) else where or []
+    steps = work.edit(found, cases, len(where))
+    if found.needs_moments:
+        try:
+            find_moments(model, tokenizer, where, moments)
+        except RomeError:
+            steps.insert(0, work.moments(THIN * work.width, len(where)))
+    return steps
+
+
+class _Work:
+    """A model's sizes, and what this machine does with them."""
+
+    def __init__(self, model, packed: bool, dtype: str, tokens: int, samples: int):
+        decoder = self.decoder = Decoder(model)
+        self.packed, self.tokens, self.samples = packed, tokens, samples
+        self.stored = stored_bytes(model)
+        half = dtype == "bfloat16"
+        self.weights = (self.stored if dtype == "stored" else 1.12 * self.stored if packed
+                        else floats_of(model) / (1 + half))
+        self.words = dtype if dtype != "auto" else "its codes" if packed else "float32"
+        self.layers, self.dim = len(decoder.layers), decoder.dim
+        self.width = weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1]
+        self.vocabulary = weight_shape(decoder.embedding)[0]
+        self.block = sum(float(np.prod(weight_shape(m))) for _, m in
+                         decoder.layers[0].named_modules()
+                         if "weight" in m and m.weight.ndim == 2)
+        self.numbers = self.block * self.layers
+        self.head = float(self.dim * self.vocabulary)
+
+    def start(self) -> Step:
+        """Imports, and reading the weights: what is read is held beside what it becomes."""
+        again = 0 if self.weights <= 1.2 * self.stored else self.stored
+        return Step("start", _START[0] + max(self.stored, self.weights) / _READING, again)
+
+    def trace(self, kind: str, all_tokens: bool, cases: int) -> Step:
+        """The staircase: cells that join at their layers, of the tokens from the restored one on;
+        before it the clean and the corrupted run."""
+        later = max(1, self.tokens // 2)
+        positions = range(1, later + 1) if all_tokens else [later]
+        cells = self.layers * self.samples
+        products = sum(cells * (self.numbers / 2 * n + self.head) for n in positions)
+        products += (1 + self.samples) * self.numbers * self.tokens
+        passes = len(positions) + 2
+        return Step("trace", cases * self._seconds(products, "trace", passes),
+                    self._holding(min(cells * later, self._most(later))) + 8 * cells
+                    * self.vocabulary)
+
+    def moments(self, tokens: int, layers: int) -> Step:
+        products = tokens * (self.numbers / 4 + layers * self.width**2 / 2)
+        return Step("moments", self._seconds(products, "moments", tokens / 2048 / 4),
+                    self._holding(2048) + layers * 12 * self.width**2)
+
+    def edit(self, found: Method, cases: int, layers: int) -> list[Step]:
+        """The templates' sampling, and the values' steps: forward and back above the layer."""
+        hp = found.resolve(None, self.decoder)
+        steps = getattr(hp, "v_num_grad_steps", getattr(hp, "num_steps", 25))
+        contexts = 6
+        rows = contexts * max(1, self.tokens // 2)
+        sampled = Step("templates", self._seconds(50 * contexts * self.numbers, "reading", 15),
+                       self._holding(contexts * 10))
+        products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)
+        square = 8 * self.width**2 * 3 if found.needs_moments else 0
+        return [sampled, Step("value", self._seconds(products, "value", 2 * steps * cases)
+                              + layers * self.width**3 / 3e10,
+                              max(square, self._holding(rows) * self.layers / 2
+                                  + 16 * contexts * self.vocabulary))]
+
+    def verification(self, traced: Step, cases: int) -> Step:
+        """A trace of the edited model, four texts of 50 tokens, and the side effects."""
+        read = self.reading(14)
+        texts = self._seconds(4 * 50 * self.numbers, "reading", 50 * (not self.packed))
+        return Step("verification", traced.seconds + cases * texts + read.seconds,
+                    max(traced.memory, read.memory))
+
+    def reading(self, texts: int) -> Step:
+        """So many texts of 64 tokens, with every token's prediction."""
+        products = texts * 64 * (self.numbers + self.head)
+        return Step("reading", self._seconds(products, "reading", texts / 16),
+                    self._holding(16 * 64) + 8 * 16 * 64 * self.vocabulary)
+
+    def _seconds(self, products: float, share: str, passes: float) -> float:
+        """products: multiplications and additions; passes: times that all weights are unpacked."""
+        unpacked = passes * self.numbers / unpacking_rate() if self.packed else 0
+        return 2 * products / (self._rate * _SHARES[share]) + unpacked
+
+    @cached_property
+    def _rate(self) -> float:
+        """Operations a second of large float32 products, here and now."""
+        a = mx.random.normal((1024, 1024))
+        mx.eval(a)
+        return 2 * 1024**3 / min(_timed(lambda: mx.eval(a @ a)) for _ in range(5))
+
+    def _holding(self, rows: float) -> float:
+        """Bytes of a block's activations."""
+        slices = 4 * (1 << 24) if self.packed else 0
+        return 4 * rows * (_ALIVE * self.width + 6 * self.dim) + slices
+
+    def _most(self, tokens: int) -> float:
+        """Rows that a trace runs at once, of its 1 GB."""
+        return 1e9 / (4 * (_ALIVE * self.width + 6 * self.dim)) * max(1, tokens) / tokens
+
+
+def _timed(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    return (f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000
+            else f"{seconds / 3600:.1f} h")
