@@ -18,6 +18,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "find the layer and hyperparameters of a model"),
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
     "edits": ("edits", "look at saved edits, merge them, write a full model"),
+    "serve": ("serve", "mlx-lm's server, in which requests name the edits that they want"),
     "moments": ("moments", "count the second moments that ROME needs"),
     "eval": ("eval", "measure a method on CounterFact, zsRE, QAEdit or MQuAKE"),
     "diff": ("diff", "what was done to a model since its base, and the way back"),
