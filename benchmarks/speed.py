@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from timing import mx, peak_gflops
 
-WORKS = ("command", "threads", "edit", "trace", "moments", "eval", "sequence")
+WORKS = ("command", "threads", "edit", "trace", "moments", "eval", "sequence", "serve")
 
 
 class Claim(NamedTuple):
@@ -51,6 +51,10 @@ CLAIMS = [
     Claim("after a thousand edits a batch takes no more than 1.3 times its time", "sequence",
           "sequence", "growth", lambda ratio: ratio <= 1.3),
     Claim("nor more memory", "sequence", "sequence", "memory_growth", lambda ratio: ratio <= 1.1),
+    Claim("a server's other edits 20 times as fast as mlx-lm's other adapters", "serve",
+          "switch, float32", "ratio", lambda ratio: ratio >= 20),
+    Claim("and never an answer by other edits than asked for", "serve", "load", "wrong",
+          lambda wrong: wrong == 0),
     *(Claim(f"a map of {kind} restorations 5 times as fast as cell by cell", "trace", kind,
             "direct_ratio", lambda ratio: ratio >= 5) for kind in ("hidden", "mlp", "attn")),
 ]

@@ -122,8 +122,11 @@ class _Generator(server.ResponseGenerator):
 
     def _generate(self) -> None:
         mx.random.seed(self._seed)
-        with Decoder(self.model_provider.model).fast_gates():
-            super()._generate()
+        try:
+            with Decoder(self.model_provider.model).fast_gates():
+                super()._generate()
+        finally:
+            mx.clear_streams()  # else MLX now and then aborts the process when it ends
 
 
 class _Handler(server.APIHandler):
