@@ -17,7 +17,7 @@ COMMANDS = {
     "locate": ("locate", "average over many facts: the layer that decides in this model"),
     "calibrate": ("calibrate", "find the layer and hyperparameters of a model"),
     "edit": ("edit", "locate a fact's layer, edit it, verify"),
-    "edits": ("edits", "look at saved edits, merge them, write a full model"),
+    "edits": ("edits", "look at saved edits, merge, fuse, share and verify them"),
     "serve": ("serve", "mlx-lm's server, in which requests name the edits that they want"),
     "moments": ("moments", "count the second moments that ROME needs"),
     "eval": ("eval", "measure a method on CounterFact, zsRE, QAEdit or MQuAKE"),

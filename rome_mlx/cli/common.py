@@ -8,7 +8,7 @@ from ..errors import RomeError
 from ..storage.files import check_writable, read_json, write_json
 
 __all__ = ["add_model_arguments", "add_moments_arguments", "check_file", "check_moments_corpus",
-           "given_hyperparameters", "layer_list", "load_model", "noise_rule", "positive",
+           "fit", "given_hyperparameters", "layer_list", "load_model", "noise_rule", "positive",
            "read_json", "seed", "tokens_about", "write_json"]
 
 
@@ -144,3 +144,10 @@ def tell_health(guard):
     for warning in health.warnings():
         print(f"rome-mlx: {warning}", file=sys.stderr)
     return health
+
+
+def fit(text: str, width: int) -> str:
+    """The text's printable characters, its middle left out where it is too long."""
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    half = width // 2
+    return text if len(text) <= width else text[:half - 1] + "…" + text[half - width:]

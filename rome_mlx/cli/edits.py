@@ -4,12 +4,15 @@
   rome-mlx edits stack edits/eiffel edits/louvre --save-path edits/both
   rome-mlx edits fuse edits/both --save-path models/edited
   rome-mlx edits withdraw edits/many --subject "The Louvre"
+  rome-mlx edits card edits/eiffel --license apache-2.0
+  rome-mlx edits verify edits/eiffel
 """
 
 from pathlib import Path
 
 from ..errors import RomeError
-from .common import check_file, write_json
+from . import share
+from .common import check_file, fit, write_json
 
 _SHOW = """What was written, by which method, into which weights, and how much of them it is.
 
@@ -60,6 +63,7 @@ def add_arguments(parser) -> None:
     back.add_argument("--model", metavar="PATH|REPO", help="default: the one the edit is of")
     back.add_argument("--dtype", default="auto",
                       choices=["auto", "float32", "bfloat16", "stored"])
+    share.add_actions(actions)
 
 
 def run(args) -> int:
@@ -71,6 +75,8 @@ def run(args) -> int:
         from .sequence import withdraw
 
         return withdraw(args)
+    if args.action in share.ACTIONS:
+        return share.ACTIONS[args.action](args)
     edits = [load_edit(directory) for directory in args.edits]
     check_file(getattr(args, "json", None))
     if args.action != "show":
@@ -91,11 +97,11 @@ def _show(args, edits) -> int:
                           "codes": getattr(delta, "share", None),
                           "norm_change": delta.norm / edit.fingerprints[path][2]}
                    for path, delta in edit.deltas.items()}
-        print(f"\n{_fit(directory, 80)}\n{_fit('  ' + _origin(edit), 80)}")
-        _rows("facts", [f"{_fit(_said(request), 63):<63}"
+        print(f"\n{fit(directory, 80)}\n{fit('  ' + _origin(edit), 80)}")
+        _rows("facts", [f"{fit(_said(request), 63):<63}"
                         + (f"{before:>9.3f} → {after:.3f}" if before is not None else "")
                         for request, before, after in facts])
-        _rows("weights", [f"{_fit('  ' + path, 46):<46}{_size(m):>6}{m['norm_change']:>9.1%}"
+        _rows("weights", [f"{fit('  ' + path, 46):<46}{_size(m):>6}{m['norm_change']:>9.1%}"
                           for path, m in modules.items()])
         rows.append({"path": directory, "method": edit.method, "model": edit.model,
                      "requests": [vars(request) for request in edit.requests],
@@ -127,13 +133,6 @@ def _origin(edit) -> str:
 
 def _said(request) -> str:
     return f"  {request.text} → {request.target_new.strip()}"
-
-
-def _fit(text: str, width: int) -> str:
-    """The text's printable characters, its middle left out where it is too long."""
-    text = "".join(c if c.isprintable() else "�" for c in text)
-    half = width // 2
-    return text if len(text) <= width else text[:half - 1] + "…" + text[half - width:]
 
 
 def _probabilities(edit) -> list[tuple[float | None, float | None]]:

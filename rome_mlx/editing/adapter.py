@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ _TARGETS = ".targets"  # after a weight's path, of what its keys are to give
 _FORMAT = "rome-mlx edit 1"
 _SEQUENCE = "sequence"  # a directory beside them, where a sequence of edits is kept
 _CODES = "codes.safetensors"
+CARD = "README.md"  # that tells others of the edit, and stays when it is saved again
 _PARTS = ("rows", "columns", "steps", "values")  # of a CodeChange
 _FILES = ("adapters.safetensors", "adapter_config.json", "edit.json", "keys.safetensors", _CODES)
 
@@ -32,7 +34,7 @@ def check_destination(directory: str | Path) -> Path:
     path = Path(directory)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise RomeError(f"{str(path)!r} is not a directory; choose another path for the edit")
-    if path.is_dir() and (others := sorted(set(os.listdir(path)) - {*_FILES, _SEQUENCE})):
+    if path.is_dir() and (others := sorted(set(os.listdir(path)) - {*_FILES, CARD, _SEQUENCE})):
         raise RomeError(f"{str(path)!r} holds other files ({', '.join(others[:3])}); choose a "
                         "new directory for the edit")
     check_writable(path)
@@ -79,6 +81,8 @@ def _write(edit, path: Path) -> None:
             save_file({path + suffix: np.ascontiguousarray(columns.T)
                        for suffix, some in (("", edit.keys), (_TARGETS, edit.targets))
                        for path, columns in some.items()}, str(new / "keys.safetensors"))
+        if (path / CARD).is_file() and not (path / CARD).is_symlink():
+            shutil.copyfile(path / CARD, new / CARD)
 
 
 def read_edit(directory: str | Path) -> dict[str, Any]:

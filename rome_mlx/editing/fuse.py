@@ -1,6 +1,5 @@
 """An edit written into a full mlx-lm model on disk, and what rounding cost."""
 
-import json
 import os
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from ..models.codes import CodeChange, recoded
 from ..models.hooks import find_module
 from ..models.identity import original_weight
 from ..models.weights import cast, dequantized, is_quantized
-from ..storage.files import check_writable, whole_directory
+from ..storage.files import check_writable, whole_directory, write_json
 from .edit import Edit
 
+FUSED = "rome_mlx.json"  # beside the model's own files: what was written into it
 
 def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | Path,
          dequantize: bool = False, force: bool = False) -> dict[str, float]:
@@ -31,7 +31,7 @@ def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | P
     path = check_new(directory)
     with edit.applied(model, force=force):  # every check that applying makes
         pass
-    dtype = _float_type(model)
+    dtype, changed = _float_type(model), edit.norm_change(model)
     lost = {name: _write(model, name, delta, dtype) for name, delta in edit.deltas.items()}
     coded = {name for name, delta in edit.deltas.items() if isinstance(delta, CodeChange)}
     if dequantize:
@@ -45,9 +45,10 @@ def fuse(model, tokenizer, edit: Edit, directory: str | Path, *, source: str | P
             config.get(key, {}).pop(name, None)
     with whole_directory(path) as new:
         save(new, str(source), model, tokenizer, config, donate_model=False)
-        (new / "rome_mlx.json").write_text(json.dumps(
-            {"method": edit.method, "lost": lost,
-             "requests": [vars(request) for request in edit.requests]}, indent=1) + "\n", "utf-8")
+        write_json(new / FUSED, {
+            "method": edit.method, "model": str(source), "lost": lost,
+            "norm_change": changed, "numbers": edit.numbers,
+            "requests": [vars(request) for request in edit.requests]})
     return lost
 
 
