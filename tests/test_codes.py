@@ -307,6 +307,12 @@ def test_edit_keeps_the_bits_from_the_shell(directory, tmp_path, capsys):
     arguments = ["edit", "--model", str(directory), "--prompt", REQUEST.prompt, "--subject", "cde",
                  "--target-new", "xy", "--layer", "1", "--moments", str(tmp_path / "moments"),
                  "--no-verify", "--bits", "keep"]
+    measured = [one for one in arguments if one != "--no-verify"]
+    main([*measured, "--neighbor", "ab efg", "--save-path", str(tmp_path / "measured")])
+    assert main(["edits", "verify", str(tmp_path / "measured")]) == 0
+    assert main(["edits", "card", str(tmp_path / "measured")]) == 0
+    card = (tmp_path / "measured/README.md").read_text()
+    assert "codes of the quantized weights" in card and "| neighbor |" in card
     assert main(arguments) == 2
     assert "--save-path" in capsys.readouterr().err
     assert main([*arguments, "--save-path", str(tmp_path / "edit")]) == 0

@@ -88,7 +88,8 @@ def test_what_an_edit_says_of_itself_adds_neither_keys_nor_html(saved):
 
 
 @pytest.mark.parametrize("text", ["a | b", "<b>", "*a* _b_", "`a`", "[a](b)", "&amp;", "\\*", "#",
-                                  "http://a.b", "Paris, Île-de-France", "a\nb", "$x$ ~~y~~ www.a.b"])
+                                  "http://a.b", "Paris, Île-de-France", "a\nb",
+                                  "$x$ ~~y~~ www.a.b"])
 def test_escaped_text_is_shown_as_it_is(text):
     page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(
         f"| x |\n|---|\n| {escaped(text)} |")
@@ -99,7 +100,8 @@ def test_escaped_text_is_shown_as_it_is(text):
 def test_the_base_model_is_named_as_the_hub_names_it():
     assert base_model("mlx-community/Llama-3.2-1B-4bit") == "mlx-community/Llama-3.2-1B-4bit"
     assert base_model("/x/models--a--b-1.0/snapshots/0f") == "a/b-1.0"
-    assert base_model("/x/SmolLM2-135M-Instruct.Q4_1-v2-0f") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    default = base_model("/x/SmolLM2-135M-Instruct.Q4_1-v2-0f")
+    assert default == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert base_model("/home/me/my model") == "my-model" and base_model(None) is None
 
 

@@ -7,6 +7,7 @@
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 from ..errors import RomeError
 from .common import (
@@ -181,12 +182,15 @@ def _stored(args, editor):
 
 def _save(args, edits, stored) -> None:
     from ..editing.edit import stack
+    from ..evaluation.remeasure import measured_again
 
     if args.save_path is None:
         return
     edit = edits[0] if len(edits) == 1 else stack(edits)
     if stored is not None:
+        measured = edit.numbers  # of the edit in float
         edit = edit.quantized(*stored, moments=args.moments)
+        edit.numbers = measured and measured_again(*stored, replace(edit, numbers=measured))
         edit.save(args.save_path)
         changed = ", ".join(f"{delta.share:.1%} of {path}" for path, delta in edit.deltas.items())
         print(f"\nSaved in {args.save_path}: changed codes, {changed}.\nWrite the whole model, as "

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
+import mlx.core as mx
 import numpy as np
 
 from ..editing.edit import Edit
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.probabilities import first_choice, target_probabilities
+from ..models.weights import in_floats
 from .side_effects import drift, final_states, neutral_tokens
 
 #: what is measured -> (absolute, relative): how far two devices or types may be apart
@@ -75,17 +77,43 @@ def remeasure(model, tokenizer, edit: Edit) -> list[Claim]:
         pairs += [(prompt["prompt"], target) for prompt in check["probabilities"]
                   for target in (request.target_new, true)]
 
+    def quick():
+        return in_floats([model] if mx.default_device() == mx.cpu else [])
+
     def measured():
-        return target_probabilities(model, tokenizer, pairs), final_states(model, neutral)
+        with quick():
+            return target_probabilities(model, tokenizer, pairs), final_states(model, neutral)
 
     before, states_before = measured()
     with edit.applied(model):
         after, states_after = measured()
+    with quick():
         moved = drift(model, neutral, states_before, states_after)
     found = iter(zip(before, after, strict=True))
     changes = edit.norm_change(model)
     return [claim for _, check in checks
             for claim in _claims(check, lambda: next(found), moved, changes)]
+
+
+def measured_again(model, tokenizer, edit: Edit) -> dict:
+    """The numbers that the edit was saved with, as they are now: for `Edit.numbers`."""
+    found = iter(remeasure(model, tokenizer, edit))
+    checks = []
+    for _, check in checks_of(edit):
+        numbers = {"target_true": check["target_true"], "probabilities": [
+            {"role": prompt["role"], "prompt": prompt["prompt"],
+             **{name: next(found).found for name in _NUMBERS}}
+            for prompt in check["probabilities"]]}
+        for part in ("side_effects", "norm_change"):
+            numbers[part] = {name: next(found).found for name in _measured(check, part)}
+        checks.append(numbers)
+    return checks[0] if len(checks) == 1 else {"checks": checks}
+
+
+def _measured(check: dict, part: str) -> list[str]:
+    """The names of the numbers of one part of a check that are measured again."""
+    return [name for name in check.get(part) or {}
+            if part == "norm_change" or name in TOLERANCES]
 
 
 def _claims(check: dict, pair: Callable[[], tuple[float, float]], moved: dict[str, float],
@@ -95,12 +123,11 @@ def _claims(check: dict, pair: Callable[[], tuple[float, float]], moved: dict[st
         numbers = dict(zip(_NUMBERS, (*pair(), *pair()), strict=True))
         for name, value in numbers.items():
             yield _claim(prompt["prompt"], name, "P", prompt[name], value)
-    for name, value in (check.get("side_effects") or {}).items():
-        if name in TOLERANCES and name in moved:
-            yield _claim("a neutral text", name, name, value, moved[name])
-    for path, value in (check.get("norm_change") or {}).items():
-        if path in changes:
-            yield _claim(path, "norm_change", "norm_change", value, changes[path])
+    for name in _measured(check, "side_effects"):
+        yield _claim("a neutral text", name, name, check["side_effects"][name], moved[name])
+    for path in _measured(check, "norm_change"):
+        yield _claim(path, "norm_change", "norm_change", check["norm_change"][path],
+                     changes.get(path, 0.0))
 
 
 def _claim(of: str, name: str, kind: str, claimed: float, found: float) -> Claim:

@@ -178,7 +178,7 @@ def _what(about: _About, base: str | None) -> list[str]:
     lines = [f"Base model: {origin}.", "",
              f"So that the model says the new answers below, {escaped(about.method)} changed these "
              "weights:", "", "| weight | change, of its norm |", "|---|---|"]
-    lines += [f"| {escaped(name)} | {_percent(x)} |" for name, x in about.changes.items()]
+    lines += [f"| {escaped(name)} | {x:.2%} |" for name, x in about.changes.items()]
     lines += ["", "| prompt | new answer |", "|---|---|"]
     lines += [f"| {escaped(request.text)} | {escaped(request.target_new)} |"
               for request in about.requests[:_MOST]]
@@ -209,7 +209,3 @@ def _evidence(about: _About) -> list[str]:
     if about.kind != "model":
         lines += ["", "`rome-mlx edits verify DIR` measures all of it again."]
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}"
