@@ -1,9 +1,9 @@
 """Seconds to answer with other edits than the last request's: rome-mlx serve, and mlx_lm.server.
 
-Two ROME edits of the default model. A request of one token, whose prompt's cache is there, is timed
-with the last request's edits and with others: the difference is the switch, by `"edits"` here, by
-`"adapters"`, which loads the model again, in mlx_lm.server. Then 200 requests by eight threads with
-none, either or both of the edits, each answer checked.
+Two ROME edits of the default model. What either server does before it answers, by `"edits"` here,
+by `"adapters"`, which loads the model again, in mlx_lm.server, is timed by itself, with the arrays
+computed. Then 200 requests by eight threads with none, either or both of the edits, each answer
+checked.
 """
 
 import json
@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 from socket import create_server
 from urllib.request import Request, urlopen
 
-from timing import seconds
+from mlx_lm import server
+from timing import ROOT, mx, seconds
 
 import rome_mlx as rm
+from rome_mlx.view.edit_server import EditProvider, named_edits, server_settings
 
 FACT = "{} is located in the city of"
 WRITTEN = {"eiffel": ("The Eiffel Tower", "Rome"), "louvre": ("The Louvre", "Berlin")}
@@ -38,29 +39,28 @@ def rows(full: bool, repeats: int) -> list[dict]:
         for name, (subject, target) in WRITTEN.items():
             rm.rome(model, tokenizer, rm.EditRequest(FACT, subject, target), 5).save(edits[name])
         source = rm.load_edit(edits["eiffel"]).model["path"]
+        reload_s = switch(server.ModelProvider(server_settings()), source, list(edits.values()),
+                          repeats)
         found = []
-        with serving("mlx_lm", "server", "--model", source) as port:
-            reload_s = switch(port, [{"model": source, "adapters": edits[name]} for name in edits],
-                              repeats)
         for dtype in ("float32", "stored"):
-            with serving("rome_mlx", "serve", "--dtype", dtype, "--edits", *edits.values()) as port:
-                switch_s = switch(port, [{"edits": [name]} for name in edits], repeats)
-                found.append({"name": f"switch, {dtype}", "ours_s": switch_s,
-                              "mlx_lm_s": reload_s, "ratio": reload_s / switch_s})
-                if dtype == "float32":
-                    found.append(load(port))
-    return found
+            provider = EditProvider(*rm.load(dtype=dtype), named_edits(list(edits.values())))
+            switch_s = switch(provider, source, [(name,) for name in edits], repeats)
+            found.append({"name": f"switch, {dtype}", "ours_s": switch_s, "mlx_lm_s": reload_s,
+                          "ratio": reload_s / switch_s})
+        with serving(*edits.values()) as port:
+            return [*found, load(port)]
 
 
-def switch(port: int, wanted: list[dict], repeats: int) -> float:
-    """Seconds that a request takes longer where it wants something else than the last one."""
-    for one in wanted:
-        ask(port, "The Louvre", one)
+def switch(provider: server.ModelProvider, source: str, wanted: list, repeats: int) -> float:
+    """Seconds until the model is there with another adapter, or other edits, than it had."""
     others = cycle(wanted)
-    times = [seconds(lambda: ask(port, "The Louvre", next(others)), 4 * repeats),
-             seconds(lambda: ask(port, "The Louvre", wanted[-1]), 4 * repeats)]
-    print(f"another {times[0]:.3f} s, the same {times[1]:.3f} s", file=sys.stderr)
-    return times[0] - times[1]
+
+    def work() -> None:
+        model, _ = provider.load(source, next(others))
+        mx.eval(model.parameters())
+
+    work()
+    return seconds(work, 4 * repeats)
 
 
 def load(port: int) -> dict:
@@ -88,13 +88,13 @@ def ask(port: int, subject: str, wanted: dict) -> dict:
 
 
 @contextmanager
-def serving(module: str, *arguments: str) -> Iterator[int]:
-    """A server in a process of its own, at the port that is given."""
+def serving(*edits: str) -> Iterator[int]:
+    """The port of a server in a process of its own."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments, "--port", str(port)],
-                               cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rome_mlx", "serve", "--dtype", "float32", "--port", str(port),
+         "--edits", *edits], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while process.poll() is None:
             try:

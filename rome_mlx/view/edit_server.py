@@ -60,7 +60,7 @@ class EditProvider(server.ModelProvider):
     """One loaded model, and its edits. `model_key` is the names of the edits that are on it."""
 
     def __init__(self, model, tokenizer, edits: dict[str, Edit]):
-        super().__init__(_settings())
+        super().__init__(server_settings())
         for edit in edits.values():  # every check, once: a switch repeats none of them
             with edit.applied(model):
                 pass
@@ -152,7 +152,7 @@ class _Server(ThreadingHTTPServer):
         print(f"Listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
 
-def _settings() -> argparse.Namespace:
+def server_settings() -> argparse.Namespace:
     """What `mlx_lm.server` sets without flags, by its own command line, which is stopped where it
     would run."""
     run, argv, given = server.run, sys.argv, []
