@@ -3,14 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-import mlx.core as mx
 import numpy as np
 
 from ..editing.edit import Edit
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.probabilities import first_choice, target_probabilities
-from ..models.weights import in_floats
 from .side_effects import drift, final_states, neutral_tokens
 
 #: what is measured -> (absolute, relative): how far two devices or types may be apart
@@ -77,18 +75,13 @@ def remeasure(model, tokenizer, edit: Edit) -> list[Claim]:
         pairs += [(prompt["prompt"], target) for prompt in check["probabilities"]
                   for target in (request.target_new, true)]
 
-    def quick():
-        return in_floats([model] if mx.default_device() == mx.cpu else [])
-
     def measured():
-        with quick():
-            return target_probabilities(model, tokenizer, pairs), final_states(model, neutral)
+        return target_probabilities(model, tokenizer, pairs), final_states(model, neutral)
 
     before, states_before = measured()
     with edit.applied(model):
         after, states_after = measured()
-    with quick():
-        moved = drift(model, neutral, states_before, states_after)
+    moved = drift(model, neutral, states_before, states_after)
     found = iter(zip(before, after, strict=True))
     changes = edit.norm_change(model)
     return [claim for _, check in checks

@@ -123,7 +123,7 @@ class _Generator(server.ResponseGenerator):
     def _generate(self) -> None:
         mx.random.seed(self._seed)
         try:
-            with Decoder(self.model_provider.model).fast_gates():
+            with Decoder(self.model_provider.model).fast():
                 super()._generate()
         finally:
             mx.clear_streams()  # else MLX now and then aborts the process when it ends
