@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..accel.gates import fast_gates
+from ..accel.packed import fast_products
 from ..accel.linux_cpu import log_sum_exp
 from ..models.decoder import Decoder, Prefix
 from ..models.hooks import hooked
@@ -99,8 +100,9 @@ class Gradients:
         module = self.decoder.module(layer, kind)
         clean = self._clean(getattr(self.clean, kind)[layer], tokens)
         mlp = [] if kind == "mlp" else [self.decoder.module(layer, "mlp")]
-        with fast_gates(mlp), hooked(module, after=lambda out: mx.concatenate(
-                [clean] * len(states)).astype(out.dtype)):
+        with fast_gates(mlp), fast_products([self.decoder.layers[layer]]), hooked(
+                module, after=lambda out: mx.concatenate(
+                    [clean] * len(states)).astype(out.dtype)):
             prefix = self._prefix(*self._known(layer), tokens, len(states))
             out = self.decoder.block(layer, mx.concatenate(states), prefix)
         mx.eval(out)
@@ -119,11 +121,12 @@ class Gradients:
             self.decoder.block(layer, h, prefix)
             return prefix.new
 
-        with fast_gates([self.decoder.module(layer, "mlp")]):
-            _, (own, *read) = mx.vjp(out, [inputs, *self._known(layer)], [above])
-        cotangents = [mx.concatenate([x[:, :, t: t + 1] for t in
-                                      range(self.corrupted.begin, x.shape[2])]) for x in read]
-        _, (later,) = mx.vjp(written, [inputs], cotangents)
+        with fast_products([self.decoder.layers[layer]]):
+            with fast_gates([self.decoder.module(layer, "mlp")]):
+                _, (own, *read) = mx.vjp(out, [inputs, *self._known(layer)], [above])
+            cotangents = [mx.concatenate([x[:, :, t: t + 1] for t in
+                                          range(self.corrupted.begin, x.shape[2])]) for x in read]
+            _, (later,) = mx.vjp(written, [inputs], cotangents)
         return own, later
 
     def _known(self, layer: int) -> tuple[mx.array, mx.array]:
@@ -166,5 +169,6 @@ def _log_odds(decoder: Decoder, h: mx.array, answer: int) -> tuple[np.ndarray, m
         others = mx.where(mx.arange(logits.shape[1]) == answer, -mx.inf, logits)
         return logits[:, answer] - log_sum_exp(others)
 
-    (found,), (gradient,) = mx.vjp(odds, [h], [mx.ones(len(h))])
+    with decoder.fast():
+        (found,), (gradient,) = mx.vjp(odds, [h], [mx.ones(len(h))])
     return np.array(found, np.float64), gradient

@@ -1,0 +1,149 @@
+"""How large a model, on this machine: seconds and peak memory of each command, and what
+`--dry-run` had said.
+
+  python benchmarks/scaling.py 135m 360m 1.1b --json scaling.json
+  python benchmarks/scaling.py 8b-4bit --commands trace moments edit --json scaling.json
+  python benchmarks/scaling.py DIR.gguf --json scaling.json
+
+Models are of Llama's shape with random weights (the same in every layer: a command reads them alike
+and they are made in seconds), the default model's vocabulary and tokenizer, float32 or 4-bit in
+groups of 64; or one that is there. Each command runs in a process of its own, whose peak memory the
+system tells; moments are counted once, on --corpus, before the edit.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+
+import rome_mlx as rm  # noqa: E402
+from rome_mlx.models.loading import describe  # noqa: E402
+
+#: width, keys' width, layers, heads, heads of keys and values
+SHAPES = {"135m": (576, 1536, 30, 9, 3), "360m": (960, 2560, 32, 15, 5),
+          "1.1b": (2048, 5632, 22, 32, 4), "3b": (3072, 8192, 28, 24, 8),
+          "8b": (4096, 14336, 32, 32, 8)}
+VOCABULARY = 49152
+FACT = ["--prompt", "{} is located in the city of", "--subject", "The Eiffel Tower"]
+COMMANDS = {
+    "trace": ["trace", *FACT, "--kind", "mlp", "--samples", "4", "--token-range", "subject_last"],
+    "moments": ["moments", "--layers", "4", "--corpus", "{corpus}", "--tokens", "2048",
+                "--output", "{work}/moments"],
+    "edit": ["edit", *FACT, "--target-new", "Rome", "--layer", "4", "--moments", "{work}/moments",
+             "--hyperparameters", "{work}/ridge.json", "--no-verify"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="SIZE|PATH",
+                        help=f"{', '.join(SHAPES)}, each also as SIZE-4bit; or a model's path")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--corpus", required=True, metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="rows are added to it")
+    args = parser.parse_args()
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as work:
+            (Path(work) / "ridge.json").write_text('{"ridge": 0.01}')
+            path = name if Path(name).exists() else made(name, Path(work) / "model")
+            for command in args.commands:
+                row = {"model": Path(name).name, **measured(command, path, work, args.corpus)}
+                print(" | ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+                                 for k, v in row.items()), flush=True)
+                if args.json:
+                    add(Path(args.json), row)
+
+
+def measured(command: str, model, work: str, corpus: str) -> dict:
+    """Seconds and peak memory of one command, and what a dry run says before it."""
+    words = [word.format(work=work, corpus=corpus) if "{work}" in word or "{corpus}" in word
+             else word for word in COMMANDS[command]]
+    call = [sys.executable, "-m", "rome_mlx", *words, "--model", str(model)]
+    said = subprocess.run([*call, "--dry-run"], capture_output=True, text=True, check=True,
+                          cwd=ROOT).stdout
+    began = time.monotonic()
+    child = subprocess.Popen(call, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - began
+    if status:
+        raise SystemExit(f"{' '.join(call)} failed")
+    scale = 1 if sys.platform == "darwin" else 1024
+    return {"command": command, "seconds": seconds, "memory_gb": usage.ru_maxrss * scale / 1e9,
+            "processor_s": usage.ru_utime + usage.ru_stime, **planned(said)}
+
+
+def planned(said: str) -> dict:
+    """The figures of a dry run's first line."""
+    found = re.match(r"\w+: about ([\d.]+) (s|min|h) and ([\d.]+) GB", said)
+    seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
+    return {"planned_s": seconds, "planned_gb": float(found[3])}
+
+
+def made(name: str, path: Path) -> Path:
+    """A model of a size, written layer by layer."""
+    size, _, bits = name.partition("-")
+    if size not in SHAPES or bits not in ("", "4bit"):
+        raise SystemExit(f"{name!r} is neither a path nor one of {', '.join(SHAPES)}, or -4bit")
+    dim, width, layers, heads, shared = SHAPES[size]
+    path.mkdir(parents=True)
+    source = Path(describe(*rm.load(dtype="stored", lazy=True))["path"])
+    for file in source.glob("*token*"):
+        shutil.copy(file, path)
+    config = {"model_type": "llama", "hidden_size": dim, "intermediate_size": width,
+              "num_hidden_layers": layers, "num_attention_heads": heads,
+              "num_key_value_heads": shared, "head_dim": dim // heads, "vocab_size": VOCABULARY,
+              "rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": False,
+              "max_position_embeddings": 8192}
+    if bits:
+        config |= {name: {"group_size": 64, "bits": 4}
+                   for name in ("quantization", "quantization_config")}
+    (path / "config.json").write_text(json.dumps(config))
+    random, inner = np.random.RandomState(0), {
+        "self_attn.q_proj": (dim, dim), "self_attn.o_proj": (dim, dim),
+        "self_attn.k_proj": (shared * dim // heads, dim),
+        "self_attn.v_proj": (shared * dim // heads, dim), "mlp.gate_proj": (width, dim),
+        "mlp.up_proj": (width, dim), "mlp.down_proj": (dim, width)}
+    block = parts({name: random.standard_normal(shape).astype(np.float32) / shape[1] ** 0.5
+                   for name, shape in inner.items()}, bool(bits))
+    block |= {f"{norm}_layernorm.weight": mx.ones(dim) for norm in ("input", "post_attention")}
+    for layer in range(layers):
+        mx.save_safetensors(str(path / f"model-{layer:03d}.safetensors"),
+                            {f"model.layers.{layer}.{name}": x for name, x in block.items()})
+    words = random.standard_normal((VOCABULARY, dim)).astype(np.float32)
+    mx.save_safetensors(str(path / "model-words.safetensors"), {
+        "model.norm.weight": mx.ones(dim), **parts({"model.embed_tokens": words * 0.02, "lm_head":
+                                                    words / dim ** 0.5}, bool(bits))})
+    return path
+
+
+def parts(weights: dict[str, np.ndarray], quantized: bool) -> dict[str, mx.array]:
+    found = {}
+    for name, weight in weights.items():
+        arrays = mx.quantize(mx.array(weight), group_size=64, bits=4) if quantized \
+            else [mx.array(weight)]
+        found |= {f"{name}.{part}": x for part, x in
+                  zip(("weight", "scales", "biases"), arrays, strict=False)}
+    return found
+
+
+def add(file: Path, row: dict) -> None:
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = [one for one in rows if (one["model"], one["command"]) != (row["model"], row["command"])]
+    file.write_text(json.dumps([*rows, row], indent=1))
+
+
+if __name__ == "__main__":
+    main()
