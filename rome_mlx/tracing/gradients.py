@@ -23,8 +23,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..accel.gates import fast_gates
-from ..accel.packed import fast_products
 from ..accel.linux_cpu import log_sum_exp
+from ..accel.packed import fast_products
 from ..models.decoder import Decoder, Prefix
 from ..models.hooks import hooked
 from .restore import Cell
