@@ -33,6 +33,14 @@ def chosen_log_probabilities(logits: mx.array, words) -> mx.array:
     return chosen - log_sum_exp(logits)
 
 
+def top_words(logits: mx.array, count: int) -> list[tuple[int, float]]:
+    """[(id, P)] of the likeliest next words, the likeliest first; P is the mean over the rows of
+    logits (rows, vocabulary)."""
+    mean = np.exp(np.array(log_probabilities(logits))).mean(axis=0)
+    best = np.argpartition(-mean, count)[:count]
+    return [(int(word), float(mean[word])) for word in best[np.argsort(-mean[best])]]
+
+
 def target_probabilities(model, tokenizer, pairs: Sequence[tuple]) -> list[float]:
     """P(target | prompt) for each (prompt, target): the product over the target's tokens.
 

@@ -10,7 +10,7 @@ that begin at the same layer are one until the shorter ends. In the last layer o
 position's MLP is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..models.decoder import Decoder
 from ..models.hooks import hooked
-from ..models.probabilities import chosen_log_probabilities
+from ..models.probabilities import chosen_log_probabilities, top_words
 from .runs import Run
 
 
@@ -89,13 +89,35 @@ class Restoration:
 
     def scores(self, token: int, cells: Sequence[Cell]) -> np.ndarray:
         """(cells, samples) float32, in the order of `cells`, for a token of the corrupted run."""
-        prefixes = self.corrupted.prefix(token)
-        with self.decoder.fast():
-            return np.concatenate([
-                self._staircase(token, cells[i: i + self.cells_a_batch], prefixes)
-                for i in range(0, len(cells), self.cells_a_batch)])
+        out = np.empty((len(cells), self.samples), np.float32)
+        for numbers, h in self._states(token, cells):
+            out[numbers] = self.probabilities(h).reshape(-1, self.samples)
+        return out
 
-    def _staircase(self, token: int, cells: Sequence[Cell], prefixes) -> np.ndarray:
+    def words(self, token: int, cells: Sequence[Cell],
+              count: int) -> tuple[np.ndarray, list[list[tuple[int, float]]]]:
+        """(`scores`, for every cell the `count` likeliest next words as `top_words` gives them,
+        over the noise samples)."""
+        out = np.empty((len(cells), self.samples), np.float32)
+        words: list[list[tuple[int, float]]] = [[] for _ in cells]
+        for numbers, h in self._states(token, cells):
+            logits = self.decoder.logits(h)
+            out[numbers] = self._answers(logits).reshape(-1, self.samples)
+            for i, number in enumerate(numbers):
+                words[number] = top_words(self._rows(logits, i), count)
+        return out, words
+
+    def _states(self, token: int, cells: Sequence[Cell]) -> Iterator[tuple[list[int], mx.array]]:
+        """(numbers of cells, what the vocabulary is read from after them: (rows, dim)), a batch of
+        cells after the other."""
+        prefixes = self.corrupted.prefix(token)
+        for i in range(0, len(cells), self.cells_a_batch):
+            with self.decoder.fast():
+                batch, h = self._staircase(token, cells[i: i + self.cells_a_batch], prefixes)
+            yield [i + number for number in batch], h
+
+    def _staircase(self, token: int, cells: Sequence[Cell],
+                   prefixes) -> tuple[list[int], mx.array]:
         h, layers, plan = None, len(self.decoder.layers), joins(cells)
         batch: list[int] = []  # numbers of the cells in h, in order
         for layer in range(plan[0].layer, layers + 1):
@@ -109,16 +131,16 @@ class Restoration:
                 with self._hooks(token, layer, [cells[i] for i in batch], h.shape[1]):
                     h = self.decoder.block(layer, h, prefixes[layer])
                 mx.async_eval(h)
-        out = np.empty((len(cells), self.samples), np.float32)
-        out[batch] = self.probabilities(h[:, -1]).reshape(len(cells), self.samples)
-        return out
+        return batch, h[:, -1]
 
     def _rows(self, h: mx.array, number: int) -> mx.array:
         return h[number * self.samples: (number + 1) * self.samples]
 
     def probabilities(self, h: mx.array) -> np.ndarray:
         """P(answer) of final hidden states (rows, dim)."""
-        logits = self.decoder.logits(h)
+        return self._answers(self.decoder.logits(h))
+
+    def _answers(self, logits: mx.array) -> np.ndarray:
         answers = mx.full(len(logits), self.answer)
         return np.array(mx.exp(chosen_log_probabilities(logits, answers)))
 

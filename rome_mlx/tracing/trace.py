@@ -11,7 +11,7 @@ from ..errors import RomeError
 from ..facts import Fact
 from ..models.decoder import Decoder
 from ..models.kept import Kept
-from ..models.probabilities import log_probabilities
+from ..models.probabilities import log_probabilities, top_words
 from ..models.tokens import encode
 from ..models.weights import weight_shape
 from .corruption import Corruption, corruption
@@ -180,7 +180,21 @@ class FactRuns:
         restoration = self._restoration(kind, severed)
         rows = [np.tile(self.base, (self.layers, 1)) if t < self.subject[0]
                 else restoration.scores(t, cells) for t in positions]
-        found = np.stack(rows)  # (tokens, layers, samples)
+        return self.whole(kind, severed, window, token_range, np.stack(rows))
+
+    def row(self, kind: str, window: int, position: int,
+            words: int) -> tuple[np.ndarray, list[list[tuple[int, float]]]]:
+        """One row of the trace, (layers, samples), and the likeliest next words in each cell."""
+        if position < self.subject[0]:  # nothing is corrupted there
+            last = self.corrupted.inputs[-1][:, -1]
+            said = top_words(self.decoder.logits(last), words)
+            return np.tile(self.base, (self.layers, 1)), [said] * self.layers
+        return self._restoration(kind, None).words(position, self.cells(kind, window), words)
+
+    def whole(self, kind: str, severed: str | None, window: int,
+              token_range: str | tuple[int, int], found: np.ndarray) -> Trace:
+        """The trace whose rows were found, (tokens, layers, samples)."""
+        positions = self.positions(token_range)
         rule = kind == "mlp" and window == scaled_window(self.layers) and severed is None
         if rule and self.subject[1] - 1 in positions:
             self.deciding = found.mean(-1)[positions.index(self.subject[1] - 1)]
