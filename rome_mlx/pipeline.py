@@ -81,6 +81,7 @@ def locate_then_edit(model, tokenizer, request: EditRequest, *,
         hyperparameters, context_templates, seed: the editor's; samples, noise: the trace's.
         verification: False writes the edit and measures nothing.
         progress: called with the name of each stage and what it found.
+            Stages: trace, moments (while missing ones are counted), step, edit.
     """
     return locate_then_edit_all(model, tokenizer, [(request, paraphrases, neighbors)],
                                 **options)[0]
@@ -116,7 +117,9 @@ def locate_then_edit_all(model, tokenizer, cases: Sequence[tuple], *, layer: int
     if context_templates is None:
         context_templates = editor.kept_templates(model, tokenizer, seed, resolved)
     if editor.needs_moments:
-        moments = ensure_moments(model, tokenizer, where, moments, seed=seed, corpus=corpus)
+        moments = ensure_moments(
+            model, tokenizer, where, moments, seed=seed, corpus=corpus,
+            report=lambda share, left: tell("moments", {"share": share, "left": left}))
     edit = editor.write(model, tokenizer, requests[0] if len(requests) == 1 else requests, where,
                         moments=moments, seed=seed, hyperparameters=resolved,
                         context_templates=context_templates,

@@ -144,17 +144,14 @@ def _calibrated(decoder) -> str:
 def _moments(found: dict, missing: list, args, decoder, tokenizer) -> None:
     from ..editing.layer_choice import layer_to_edit, profile_decision
     from ..editing.methods import ROME
-    from ..models.identity import Identity
-    from ..moments import store
-    from ..moments.estimator import about_layers
+    from ..moments.lookup import at_hand
+    from ..moments.store import read_about
     from ..view.layers import sentences
 
-    lines, identity = [], Identity.of(decoder.model).unedited
-    for layer, about in about_layers(decoder, tokenizer, decoder.dense_layers, identity).items():
-        path = store.find(about)
-        if path is not None:
-            about = store.read_about(path)
-            lines.append(f"layer {layer}: {about['count']:,} tokens of {about['corpus']}")
+    lines = []
+    for layer, path in at_hand(decoder, tokenizer, decoder.dense_layers).items():
+        about = read_about(path)
+        lines.append(f"layer {layer}: {about['count']:,} tokens of {about['corpus']}")
     choice = layer_to_edit(decoder, ROME)
     layer = choice.layer
     model = f" --model {shlex.quote(args.model)}" if args.model else ""

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,8 @@ class Moments(dict):
 def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wikitext",
                    tokens: int = 100_000, *, row_length: int = 256, batch: int = 8,
                    seed: int = 0, until_stable: float | None = None,
-                   output: str | Path | None = None, progress: bool = False) -> Moments:
+                   output: str | Path | None = None, progress: bool = False,
+                   report: Callable[[float, float | None], None] | None = None) -> Moments:
     """Second moments of the down projections' inputs at `layers`, over a corpus.
 
     Each row is run after the special tokens that the model's texts begin with, such as BOS, whose
@@ -53,7 +55,8 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
     output: a directory with one file a layer. A file for the same model, corpus, row length and
     seed is taken up where it stopped, also to extend it; it is saved every 40 seconds.
 
-    progress: say on stderr how far it is, with a bar on a terminal, else every ten seconds.
+    progress: say on stderr how far it is, with a bar on a terminal, else every ten seconds;
+    report: called with the share that is done and the seconds left, None at first.
 
     Under `mlx.launch` each rank counts a share of the rows, and all return the same sums; the
     first one writes. The model is counted as it is, with its adapters and applied edits, and what
@@ -84,7 +87,7 @@ def second_moments(model, tokenizer, layers, corpus: str | Path | Corpus = "wiki
             if ranks.size > 1:
                 ranks.spread(moments[layer])
         _Count(decoder, tokenizer, moments, ranks, corpus, batch, output, until_stable,
-               progress).run(-(-tokens // row_length))
+               progress, report).run(-(-tokens // row_length))
     return moments
 
 
@@ -124,7 +127,7 @@ class _Count:
     """One run over the rows; layers that stopped earlier catch up with the others."""
 
     def __init__(self, decoder, tokenizer, moments: Moments, ranks: Ranks, corpus: Corpus,
-                 batch: int, output, until_stable, progress: bool):
+                 batch: int, output, until_stable, progress: bool, report):
         about = next(iter(moments.about.values()))
         self.decoder, self.tokenizer, self.moments, self.ranks = decoder, tokenizer, moments, ranks
         self.batch, self.output, self.until_stable = batch, output, until_stable
@@ -136,13 +139,15 @@ class _Count:
             layer: SecondMoment(m.dim) for layer, m in moments.items()}
         self.keys: dict = {}  # of well-known subjects, a layer
         self.progress, self.saved = progress and ranks.rank == 0, time.monotonic()
+        self.report = report
         self.seed = about["seed"]
 
     def run(self, wanted: int) -> None:
         """Count until there are `wanted` rows, the corpus ends or the directions have settled."""
         stop, start = self.done >= wanted, self.done
         marks = self._marks(wanted)
-        with Progress(wanted * self.length, self.done * self.length, self.progress) as progress:
+        with Progress(wanted * self.length, self.done * self.length, self.progress,
+                      self.report) as progress:
             source = rows(self.decoder.model, self.tokenizer, self.corpus, self.length,
                           seed=self.seed, skip=self.done, rank=self.ranks.rank,
                           size=self.ranks.size, wanted=wanted, sampled=progress.sampling)

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -119,16 +119,17 @@ def moment_matrix(model, tokenizer, layer: int, moments=None) -> np.ndarray:
 
 
 def ensure_moments(model, tokenizer, layers: int | list[int], moments=None, *, seed: int = 0,
-                   corpus=None) -> Lookup:
+                   corpus=None,
+                   report: Callable[[float, float | None], None] | None = None) -> Lookup:
     """As `find_moments`, of one layer or several, after making those that are missing over
     `corpus`, as `second_moments` takes it, or the model's own samples.
 
     They are counted on the model without its edits, in one pass, and cached; stderr says so, and
-    where C is of too few tokens.
+    where C is of too few tokens. report: as for `second_moments`.
     """
     layers = [layers] if isinstance(layers, int) else layers
     if moments is None:
-        _make_missing(model, tokenizer, layers, seed, Corpus.of(corpus or "self"))
+        _make_missing(model, tokenizer, layers, seed, Corpus.of(corpus or "self"), report)
     found = find_moments(model, tokenizer, layers, moments)
     if thin := found.thin():
         _say_once(f"C of layers {list(thin)} is thin, {min(thin.values()):.1f} tokens per "
@@ -155,7 +156,14 @@ def enough_tokens(about: dict[int, dict]) -> int:
     return THIN * max(one["dim"] for one in about.values())
 
 
-def _make_missing(model, tokenizer, layers, seed: int, corpus: Corpus) -> None:
+def at_hand(decoder: Decoder, tokenizer, layers) -> dict[int, Path]:
+    """{layer: file} of the shipped and cached moments of the model without its edits."""
+    abouts = about_layers(decoder, tokenizer, layers, Identity.of(decoder.model).unedited)
+    return {layer: path for layer, about in abouts.items()
+            if (path := store.find(about)) is not None}
+
+
+def _make_missing(model, tokenizer, layers, seed: int, corpus: Corpus, report) -> None:
     identity = Identity.of(model).unedited
     abouts = about_layers(Decoder(model), tokenizer, layers, identity)
     missing = [layer for layer, about in abouts.items() if store.find(about) is None]
@@ -169,7 +177,7 @@ def _make_missing(model, tokenizer, layers, seed: int, corpus: Corpus) -> None:
               f"{what}, kept in {output}")
     with without_edits(model):
         second_moments(model, tokenizer, missing, corpus, tokens, seed=seed, output=output,
-                       progress=True)
+                       progress=True, report=report)
     Ranks(f"what was counted is in {output}: start it again").any(True)  # the first has written
 
 

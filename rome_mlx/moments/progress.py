@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -10,9 +11,12 @@ _SAMPLING = 0.9  # of the time of a token that is sampled first and counted then
 
 
 class Progress:
-    """Tokens done of `total`, with the time left. shown: whether anything is said at all."""
+    """Tokens done of `total`, with the time left. shown: whether stderr says anything at all;
+    report: called with the share that is done and the seconds left, None before anything is."""
 
-    def __init__(self, total: int, done: int, shown: bool):
+    def __init__(self, total: int, done: int, shown: bool,
+                 report: Callable[[float, float | None], None] | None = None):
+        self.report = report
         self.total, self.done, self.begun = total, done, done
         self.sampled = 0  # tokens, since the beginning
         self.started = self.told = time.monotonic()
@@ -40,6 +44,9 @@ class Progress:
     def alive(self) -> None:
         """Say how far it is, where nothing was said for ten seconds."""
         now = time.monotonic()
+        if self.report is not None:
+            share = (self.begun + self._work()) / self.total
+            self.report(share, self.left(now - self.started))
         if not self.lines or now - self.told < _SECONDS:
             return
         self.told, left = now, self.left(now - self.started)
@@ -50,9 +57,13 @@ class Progress:
 
     def left(self, seconds: float) -> float | None:
         """Seconds to go after so many, None where nothing is done yet."""
-        new, share = self.done - self.begun, _SAMPLING if self.sampled else 0.0
-        work = share * max(self.sampled, new) + (1 - share) * new
+        work = self._work()
         return (self.total - self.begun - work) / work * seconds if work else None
+
+    def _work(self) -> float:
+        """What was done since the beginning, in tokens counted."""
+        new, share = self.done - self.begun, _SAMPLING if self.sampled else 0.0
+        return share * max(self.sampled, new) + (1 - share) * new
 
 
 def _duration(seconds: float) -> str:
