@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": ("eval", "measure a method on CounterFact, zsRE, QAEdit or MQuAKE"),
     "diff": ("diff", "what was done to a model since its base, and the way back"),
     "audit": ("audit", "whether something was written into a model, without its base"),
+    "explore": ("explore", "trace, edit and ask in the browser, on this machine"),
     "models": ("models", "list the model types that are supported, and why others are not"),
     "import-gguf": ("import_gguf", "turn a GGUF file into an mlx-lm directory"),
     "doctor": ("doctor", "which device, BLAS, model and moments there are, and what is missing"),

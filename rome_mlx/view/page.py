@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from html import escape
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --back: #fff; --card: #f6f7f9; --ink: #1c2024; --soft: #5b6572;
   --line: #d9dee5; --hidden: #5e3c99; --mlp: #1b7837; --attn: #b2182b; --chosen: #d55e00;
   --new: #0072b2; --true: #7a7f87; --ins: #cfe8d5; --del: #f6d5d5; }
@@ -65,7 +65,7 @@ def page(title: str, body: Iterable[str]) -> str:
             'http-equiv="Content-Security-Policy" content="default-src \'none\'; '
             "style-src 'unsafe-inline'\">\n"
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
             + "\n".join(body) + "\n</html>\n")
 
 
