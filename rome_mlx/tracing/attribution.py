@@ -60,13 +60,20 @@ class Estimates:
 
     def trace(self, kind: str, window: int, token_range: str | tuple[int, int]) -> Trace:
         """The estimated trace of one kind."""
+        found = self.scores(kind, window, token_range)
+        return self.runs.described(kind, None, window, token_range, found, self.deciding,
+                                   exact=False)
+
+    def scores(self, kind: str, window: int,
+               token_range: str | tuple[int, int]) -> np.ndarray:
+        """(tokens, layers, samples) P(answer), the cells of the trace."""
         runs, begin = self.runs, self.runs.subject[0]
         positions = runs.positions(token_range)
         found = np.tile(runs.base, (len(positions), runs.layers, 1))  # (tokens, layers, samples)
         tokens = [position - begin for position in positions if position >= begin]
         if tokens:
             found[-len(tokens):] = self._probabilities(kind, window, tokens)
-        return runs.described(kind, None, window, token_range, found, self.deciding, exact=False)
+        return found
 
     @cached_property
     def deciding(self) -> np.ndarray:

@@ -132,7 +132,8 @@ function startTrace() {
     estimate: (event) => {
       Object.assign(map, { scores: event.scores, told: event.told });
       paint();
-      tell(form, "An estimate; exact rows follow …");
+      tell(form, "An estimate, rough where much changes at once, as in low layers; exact "
+        + "rows follow …");
     },
     row: addRow,
     exact: (event) => {
@@ -216,7 +217,9 @@ function paint() {
   }));
   at("scale").textContent = map.scores
     ? `Empty: ${number(low)}, as with the subject hidden. Full colour: ${number(high)}.` : "\u00a0";
-  at("layers").replaceChildren(...map.told.map((text) => make("p", {}, text)));
+  const told = finished.has(map.key) || !map.scores ? map.told
+    : ["Decisive layer: named when the map is exact.", ...map.told];
+  at("layers").replaceChildren(...told.map((text) => make("p", {}, text)));
   read();
 }
 
@@ -254,7 +257,7 @@ function reading(value, row, layer) {
 /** Likeliest next words with bars; the answer stands out. */
 function words(some, answer) {
   return make("div", { class: "words" }, ...some.flatMap(([word, p]) => [
-    make("span", { class: word === answer ? "word answer" : "word" }, visible(word)),
+    make("span", { class: word === answer ? "word first" : "word" }, visible(word)),
     make("span", {}, number(p)), bar(p)]));
 }
 

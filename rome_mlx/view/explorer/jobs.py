@@ -23,7 +23,7 @@ from .session import Session
 
 Tell = Callable[[dict], None]
 _WORDS = 5  # likeliest next words that are shown
-_TOKENS = 40  # of an answer, at most
+_TOKENS = 24  # of an answer, at most
 
 
 def trace_job(session: Session, asked: dict, tell: Tell) -> Iterator[None]:
@@ -43,9 +43,9 @@ def trace_job(session: Session, asked: dict, tell: Tell) -> Iterator[None]:
           "subject_range": [begin, end], "answer": session.tokenizer.decode([runs.answer]),
           "clean_prob": runs.clean_prob, "corrupted_prob": float(runs.base.mean())})
     yield
-    estimate = Estimates(runs).trace(kind, window, "all")
-    tell({"event": "estimate", "scores": estimate.scores.tolist(),
-          "told": sentences(estimate.decision, session.choice)})
+    estimate = Estimates(runs).scores(kind, window, "all")
+    tell({"event": "estimate", "scores": estimate.mean(-1).tolist(),
+          "told": sentences(None, session.choice)})
     yield
     found = np.empty((len(names), runs.layers, runs.samples), np.float32)
     for position in _order(end - 1, len(names)):

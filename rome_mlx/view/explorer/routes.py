@@ -20,8 +20,8 @@ from .worker import Worker
 _JOBS = {"trace": trace_job, "edit": edit_job, "ask": ask_job}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-                               "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-                               "frame-ancestors 'none'",
+                               "connect-src 'self'; img-src data:; base-uri 'none'; "
+                               "form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store"}
 

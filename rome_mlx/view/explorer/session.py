@@ -18,6 +18,7 @@ from ...moments.lookup import at_hand
 from ...tracing.corruption import corruption
 
 _NAME = re.compile(r"\w[\w .+-]*")  # of a directory, on every system
+_CONVERTED = re.compile(r"-v\d+-[0-9a-f]{16}$")  # what a GGUF file's copy in the cache adds
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Session:
     def to_json(self) -> dict:
         """What a page has to know when it opens."""
         about, dense = describe(self.model, self.tokenizer), self.decoder.dense_layers
-        return {"model": Path(about["path"] or about["type"]).name, "type": about["type"],
+        name = Path(about["path"] or about["type"]).name
+        return {"model": _CONVERTED.sub("", name), "type": about["type"],
                 "dtype": about["dtype"], "layers": len(self.decoder.layers), "dense": dense,
                 "counted": sorted(at_hand(self.decoder, self.tokenizer, dense)),
                 "choice": self.choice.to_json(), "output": str(self.output.resolve()),
