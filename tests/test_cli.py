@@ -71,6 +71,8 @@ BAD = {
     "unknown command": ["trance"],
     "no command": [],
     "negative seed": [*TRACE, "--seed", "-1"],
+    "unusable port": ["explore", "--port", "70000"],
+    "no such edit to explore": ["explore", "--edits", "no/such"],
     "missing gguf": ["import-gguf", "no/such.gguf", "--output", "out"],
 }
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from rome_mlx.view.explorer.routes import application
 from rome_mlx.view.explorer.session import Session
 from rome_mlx.view.explorer.worker import Worker
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 FACT = {"prompt": "{} is in the city of", "subject": "Oslo"}
 EDIT = {**FACT, "target_new": "a", "layer": 0, "paraphrases": ["To Oslo: "],
         "neighbors": ["Rome is in the city of"]}
@@ -299,7 +300,7 @@ def test_a_port_in_use_is_refused_before_the_model_is_read(capsys):
     assert port in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not CHROMIUM.exists() or find_spec("playwright") is None,
+@pytest.mark.skipif(CHROMIUM is None or find_spec("playwright") is None,
                     reason="chromium or playwright is not installed")
 def test_a_person_traces_edits_and_asks_in_a_browser(explorer, tmp_path, monkeypatch):
     from playwright.sync_api import sync_playwright
@@ -308,7 +309,7 @@ def test_a_person_traces_edits_and_asks_in_a_browser(explorer, tmp_path, monkeyp
     monkeypatch.setattr(explorer.session, "edits", {})
     complaints = []
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -167,7 +167,6 @@ function showMap(next) {
   ].map(([value, name]) => make("div", {}, make("b", {}, value),
     make("span", { class: "soft small" }, name))));
   at("map-title").textContent = `P(${map.answer.trim()}) with ${KINDS[map.kind](map.window)} put back`;
-  at("edits-fact").textContent = `Of “${map.prompt.replace("{}", map.subject)}”.`;
   layOut();
   paint();
 }
@@ -257,7 +256,7 @@ function reading(value, row, layer) {
 /** Likeliest next words with bars; the answer stands out. */
 function words(some, answer) {
   return make("div", { class: "words" }, ...some.flatMap(([word, p]) => [
-    make("span", { class: word === answer ? "word first" : "word" }, visible(word)),
+    make("span", { class: word === answer ? "word first" : "word" }, tokenName(word)),
     make("span", {}, number(p)), bar(p)]));
 }
 
@@ -311,7 +310,6 @@ function startEdit() {
     begun: (event) => {
       steps = event.steps;
       at("written").hidden = false;
-      at("edits-fact").textContent = `Of “${event.text}”.`;
       at("checked").replaceChildren();
       at("losses").replaceChildren();
       tell(form, "Reading keys …");
@@ -331,7 +329,7 @@ function startEdit() {
       on.add(event.edit.id);
       listEdits();
       at("checked").replaceChildren(...checked(event));
-      tell(form, event.written ? "Written. It is on, below; the traced model is as it was."
+      tell(form, event.written ? "Written, and turned on in the list below. Maps stay those of the unedited model."
         : "The model still prefers its old answer: the fact was not written.");
     },
   });
@@ -501,6 +499,12 @@ function refreshLayers(counted = null) {
   select.value = chosen;
 }
 
+/** Beside the button that writes: what is to be written. */
+function nameFact() {
+  const [prompt, subject] = ["prompt", "subject"].map((name) => field("trace", name).value);
+  at("edits-fact").textContent = `Of “${prompt.replace("{}", subject)}”.`;
+}
+
 /** The examples' paraphrases and neighbors are of the example's fact: another fact has none. */
 function forgetExamples() {
   for (const name of ["paraphrases", "neighbors"]) {
@@ -517,6 +521,7 @@ function listen() {
   }
   for (const name of ["prompt", "subject"]) {
     field("trace", name).addEventListener("input", forgetExamples, { once: true });
+    field("trace", name).addEventListener("input", nameFact);
   }
   field("trace", "kind").forEach((kind) => kind.addEventListener("change", () => {
     if (map) startTrace();
@@ -548,6 +553,7 @@ async function begin() {
   }
   at("about").textContent = `${model.model} · ${model.type}, ${model.layers} layers, ${model.dtype}`;
   at("manner").hidden = !model.chat;
+  nameFact();
   refreshLayers();
   listEdits();
 }

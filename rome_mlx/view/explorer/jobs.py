@@ -73,7 +73,7 @@ def edit_job(session: Session, asked: dict, tell: Tell) -> Iterator[None]:
             tell({"event": stage, **found})
 
     steps = ROME.resolve(None, session.decoder).v_num_grad_steps
-    tell({"event": "begun", "steps": steps, "text": request.text, "layer": layer})
+    tell({"event": "begun", "steps": steps})
     edit = locate_then_edit(session.model, session.tokenizer, request, layer=layer,
                             seed=session.seed, verification=False, progress=progress).edit
     tell({"event": "written", "told": moments_told(edit.moments)})
