@@ -190,11 +190,10 @@ def test_an_edit_tells_its_losses_and_is_romes(explorer):
 
 def test_missing_moments_are_counted_with_progress(explorer, tmp_path, monkeypatch):
     monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path))
-    assert explorer.json("state")["counted"] == []
     told = [event["share"] for event in explorer.events("edit", {**EDIT, "layer": 2})
             if event["event"] == "moments"]
     assert told == sorted(told) and told[-1] == 1
-    assert explorer.json("state")["counted"] == [2]
+    assert 2 in explorer.json("state")["counted"]
 
 
 def test_edits_that_are_on_change_the_answers_and_nothing_is_left(explorer, written):

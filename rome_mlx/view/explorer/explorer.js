@@ -51,15 +51,18 @@ function tokenName(text) {
 
 const address = (path) => `${path}?token=${encodeURIComponent(token)}`;
 
-async function request(path, body, signal) {
+/** What came over the network, or why nothing did. */
+async function reached(answer) {
   try {
-    return await fetch(address(path), {
-      method: body ? "POST" : "GET", body: body && JSON.stringify(body), signal });
+    return await answer;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("the explorer does not answer; start rome-mlx explore again");
   }
 }
+
+const request = (path, body, signal) => reached(fetch(address(path), {
+  method: body ? "POST" : "GET", body: body && JSON.stringify(body), signal }));
 
 /** The events of a job as they come. */
 async function* events(path, body, signal) {
@@ -68,7 +71,7 @@ async function* events(path, body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reached(reader.read());
     if (done) return;
     const parts = (rest + value).split("\n");
     rest = parts.pop();
@@ -273,7 +276,7 @@ function cellAt(event) {
 
 function point(event) {
   const cell = map && cellAt(event);
-  if (!cell) return;
+  if (!cell || (event.type !== "click" && sameCell(cell, shown))) return;
   if (event.type === "click") shown = { ...cell, held: !(shown.held && sameCell(cell, shown)) };
   else if (shown.held) return;
   else shown = { ...cell, held: false };
@@ -325,7 +328,8 @@ function startEdit() {
     written: (event) => tell(form, `Measuring what changed … ${event.told ?? ""}`, { share: 1 }),
     verified: (event) => {
       model.edits = [...model.edits.filter((one) => one.id !== event.edit.id), event.edit];
-      if (!model.counted.includes(event.edit.layers[0])) refreshLayers(event.edit.layers[0]);
+      model.counted.push(...event.edit.layers);
+      refreshLayers();
       on.add(event.edit.id);
       listEdits();
       at("checked").replaceChildren(...checked(event));
@@ -488,8 +492,7 @@ function answer(id, event) {
 
 // ---- beginning ----------------------------------------------------------------------------
 
-function refreshLayers(counted = null) {
-  if (counted !== null) model.counted.push(counted);
+function refreshLayers() {
   const select = field("edit", "layer"), chosen = select.value || String(model.choice.layer);
   select.replaceChildren(...model.dense.map((layer) => {
     const notes = [layer === model.choice.layer && "this model's layer",

@@ -76,6 +76,7 @@ def edit_job(session: Session, asked: dict, tell: Tell) -> Iterator[None]:
     tell({"event": "begun", "steps": steps})
     edit = locate_then_edit(session.model, session.tokenizer, request, layer=layer,
                             seed=session.seed, verification=False, progress=progress).edit
+    session.counted.add(layer)
     tell({"event": "written", "told": moments_told(edit.moments)})
     yield
     check = verify(session.model, session.tokenizer, edit, retrace=False, **prompts)

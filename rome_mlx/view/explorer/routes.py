@@ -62,7 +62,7 @@ class Guard:
 def application(session: Session, worker: Worker, token: str, port: int) -> Starlette:
     """The page, what it is made of, and the jobs that it starts."""
     async def state(request: Request) -> Response:
-        return JSONResponse(await worker.later(session.to_json))
+        return JSONResponse(session.to_json())
 
     async def save(request: Request) -> Response:
         try:

@@ -39,8 +39,8 @@ class Session:
     """One model and its edits. Between two calls the model is as it was loaded: whoever asks says
     which edits are to be on.
 
-    seed: of everything sampled; output: the directory that edits are saved in. Made, and used
-    where the model is, in the thread that loaded the model.
+    seed: of everything sampled; output: the directory that edits are saved in; counted: layers
+    whose C is at hand. Made, and used where the model is, in the thread that loaded the model.
     """
 
     def __init__(self, model, tokenizer, *, seed: int = 0, output: str | Path = "."):
@@ -48,18 +48,22 @@ class Session:
         self.output, self.decoder = Path(output), Decoder(model)
         self.noise = corruption(self.decoder, tokenizer)
         self.choice = layer_to_edit(self.decoder, ROME)
+        self.counted = set(at_hand(self.decoder, tokenizer, self.decoder.dense_layers))
         self.edits: dict[str, Held] = {}  # by digest
+        self._about = self._described()
 
     def to_json(self) -> dict:
-        """What a page has to know when it opens."""
-        about, dense = describe(self.model, self.tokenizer), self.decoder.dense_layers
+        """What a page has to know when it opens. Asks nothing of the model."""
+        return {**self._about, "counted": sorted(self.counted),
+                "edits": [held.to_json() for held in list(self.edits.values())]}
+
+    def _described(self) -> dict:
+        about = describe(self.model, self.tokenizer)
         name = Path(about["path"] or about["type"]).name
         return {"model": _CONVERTED.sub("", name), "type": about["type"],
-                "dtype": about["dtype"], "layers": len(self.decoder.layers), "dense": dense,
-                "counted": sorted(at_hand(self.decoder, self.tokenizer, dense)),
-                "choice": self.choice.to_json(), "output": str(self.output.resolve()),
-                "chat": chat_text(self.tokenizer, "?") is not None,
-                "edits": [held.to_json() for held in self.edits.values()]}
+                "dtype": about["dtype"], "layers": len(self.decoder.layers),
+                "dense": self.decoder.dense_layers, "choice": self.choice.to_json(),
+                "chat": chat_text(self.tokenizer, "?") is not None}
 
     def hold(self, edit: Edit, where: str | None = None) -> Held:
         """Keep an edit, once. Raises RomeError where it is of another model."""
