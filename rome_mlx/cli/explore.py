@@ -45,7 +45,8 @@ def run(args) -> int:
     port = listening.getsockname()[1]
     try:
         app = application(worker.call(session), worker, token, port)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off",
+        # below critical are tracebacks of pages that were open at Ctrl-C; jobs print their own
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off",
                                                timeout_graceful_shutdown=1))
         address = f"http://127.0.0.1:{port}/?token={token}"
         print(address, flush=True)

@@ -305,15 +305,17 @@ const within = (value, length) => Math.min(length - 1, Math.max(0, value));
 
 function startEdit() {
   const form = at("edit"), losses = [];
+  const [paraphrases, neighbors] = ["paraphrases", "neighbors"].map(
+    (name) => lines(field("edit", name).value));
   let steps = 1;
   run(form, { prompt: field("trace", "prompt").value, subject: field("trace", "subject").value,
     target_new: field("edit", "target_new").value, layer: Number(field("edit", "layer").value),
-    paraphrases: lines(field("edit", "paraphrases").value),
-    neighbors: lines(field("edit", "neighbors").value) }, {
+    paraphrases, neighbors }, {
     begun: (event) => {
       steps = event.steps;
       at("written").hidden = false;
       at("checked").replaceChildren();
+      at("checked").style.setProperty("--prompts", 1 + paraphrases.length + neighbors.length);
       at("losses").replaceChildren();
       tell(form, "Reading keys …");
     },
