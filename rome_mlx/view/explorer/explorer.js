@@ -169,7 +169,8 @@ function showMap(next) {
     [map.tokens.slice(begin, end).map(tokenName).join(" · "), "the subject's tokens"],
   ].map(([value, name]) => make("div", {}, make("b", {}, value),
     make("span", { class: "soft small" }, name))));
-  at("map-title").textContent = `P(${map.answer.trim()}) with ${KINDS[map.kind](map.window)} put back`;
+  const restored = KINDS[map.kind](map.window);
+  at("map-title").textContent = `P(${map.answer.trim()}) with ${restored} put back`;
   layOut();
   paint();
 }
@@ -335,14 +336,16 @@ function startEdit() {
       on.add(event.edit.id);
       listEdits();
       at("checked").replaceChildren(...checked(event));
-      tell(form, event.written ? "Written, and turned on in the list below. Maps stay those of the unedited model."
+      tell(form, event.written
+        ? "Written, and turned on in the list below. Maps stay those of the unedited model."
         : "The model still prefers its old answer: the fact was not written.");
     },
   });
 }
 
 const timeLeft = (seconds) => seconds === null ? "…"
-  : seconds > 90 ? `about ${Math.round(seconds / 60)} min left` : `about ${Math.round(seconds)} s left`;
+  : seconds > 90 ? `about ${Math.round(seconds / 60)} min left`
+    : `about ${Math.round(seconds)} s left`;
 
 /** The total loss and its parts by step, as the reports draw them. */
 function lossChart(losses, steps) {
@@ -356,7 +359,8 @@ function lossChart(losses, steps) {
   const label = (left, down, text, anchor = "start") => draw("text",
     { x: left, y: down, "text-anchor": anchor }, text);
   svg.append(draw("path", { class: "axis", d: `M${margin} ${top}V${top + tall}H${margin + wide}` }),
-    label(margin - 5, top + 8, number(high, 2), "end"), label(margin - 5, top + tall + 3, "0", "end"),
+    label(margin - 5, top + 8, number(high, 2), "end"),
+    label(margin - 5, top + tall + 3, "0", "end"),
     label(margin, top + tall + 16, "step 0"),
     label(margin + wide, top + tall + 16, String(steps - 1), "end"));
   parts.forEach(([name, said], i) => {
@@ -419,8 +423,7 @@ function says(event) {
 function listEdits() {
   at("none").hidden = model.edits.length > 0;
   at("edits").replaceChildren(...model.edits.map(editRow));
-  const count = [...on].length;
-  at("edited-title").textContent = count ? `With ${plural(count, "edit")}` : "Edited";
+  at("edited-title").textContent = on.size ? `With ${plural(on.size, "edit")}` : "Edited";
 }
 
 function editRow(edit) {
@@ -556,7 +559,8 @@ async function begin() {
     at("about").textContent = sentence(error.message);
     return;
   }
-  at("about").textContent = `${model.model} · ${model.type}, ${model.layers} layers, ${model.dtype}`;
+  const { type, layers, dtype } = model;
+  at("about").textContent = `${model.model} · ${type}, ${layers} layers, ${dtype}`;
   at("manner").hidden = !model.chat;
   nameFact();
   refreshLayers();
