@@ -54,14 +54,12 @@ def drift(model, rows: list[list[int]], before: list[mx.array], after: list[mx.a
     KL(before ‖ after) in nats per token, the percentage of positions with another first choice, the
     perplexity before and after, and the number of tokens predicted.
     """
-    decoder = Decoder(model)
+    logits = Decoder(model).logits
     targets = np.concatenate([ids[1:] for ids in rows])
     one, other = mx.concatenate(before), mx.concatenate(after)
     parts = []
     for i in range(0, len(targets), _ROWS):
-        with decoder.fast():
-            both = log_probabilities(decoder.logits(
-                mx.concatenate([one[i:i + _ROWS], other[i:i + _ROWS]])))
+        both = log_probabilities(logits(mx.concatenate([one[i:i + _ROWS], other[i:i + _ROWS]])))
         p, q = np.split(np.array(both), 2)
         index = targets[i:i + _ROWS, None]
         parts.append(np.stack([

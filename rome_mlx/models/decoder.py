@@ -199,10 +199,9 @@ class Decoder:
         """Vocabulary logits of final hidden states, (..., dim) -> (..., vocabulary)."""
         norm = self.architecture.norm
         h = (find_module(self._text, norm) if isinstance(norm, str) else norm)(h)
-        if self.tied:
-            logits = self.embedding.as_linear(h)
-        else:
-            logits = find_module(self._text, self.architecture.head)(h)
+        head = self.embedding if self.tied else find_module(self._text, self.architecture.head)
+        with fast_products([head]):
+            logits = head.as_linear(h) if self.tied else head(h)
         return self.architecture.logits(self._text, logits) if self.architecture.logits else logits
 
     @property

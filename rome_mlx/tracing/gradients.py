@@ -169,6 +169,5 @@ def _log_odds(decoder: Decoder, h: mx.array, answer: int) -> tuple[np.ndarray, m
         others = mx.where(mx.arange(logits.shape[1]) == answer, -mx.inf, logits)
         return logits[:, answer] - log_sum_exp(others)
 
-    with decoder.fast():
-        (found,), (gradient,) = mx.vjp(odds, [h], [mx.ones(len(h))])
+    (found,), (gradient,) = mx.vjp(odds, [h], [mx.ones(len(h))])
     return np.array(found, np.float64), gradient

@@ -105,7 +105,8 @@ def _answer(session: Session, text: str) -> dict:
     """How the model goes on, and its first choices."""
     ids = encode(session.tokenizer, text).ids
     decoder = session.decoder
-    last = decoder.run(decoder.enter(decoder.embed([ids])))[0, -1:]
+    with decoder.fast():
+        last = decoder.run(decoder.enter(decoder.embed([ids])))[0, -1:]
     answer, = said(session.model, session.tokenizer, [(ids, _TOKENS)])
     return {"text": answer.text, "ended": answer.ended,
             "words": _words(session, top_words(decoder.logits(last), _WORDS))}
