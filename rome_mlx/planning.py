@@ -31,9 +31,10 @@ from .moments.lookup import find_moments
 from .moments.quality import THIN
 
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
-_START = 3.0, 0.55e9  # seconds and bytes of the imports
+_START = 6.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
 _READING = 1.0e9  # bytes a second, from a disk's cache, cast included
 _READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
+_CORPUS = 0.15e9  # bytes that a text to count over takes
 _ALIVE = 6  # arrays of an MLP's width that a block holds at once, by measurement
 #: of the peak of large products, what each step reaches, by measurement
 _SHARES = {"trace": 0.45, "moments": 0.40, "value": 0.30, "reading": 0.26}
@@ -177,7 +178,7 @@ class _Work:
     def moments(self, tokens: int, layers: int) -> Step:
         products = tokens * (self.numbers / 4 + layers * self.width**2 / 2)
         return Step("moments", self._seconds(products, "moments", tokens / 2048 / 4),
-                    self._holding(2048) + layers * 12 * self.width**2)
+                    self._holding(2048) + layers * 12 * self.width**2 + _CORPUS)
 
     def edit(self, found: Method, cases: int, layers: int) -> list[Step]:
         """The templates' sampling, and the values' steps: forward and back above the layer."""
