@@ -34,6 +34,7 @@ COMMANDS = ("trace", "locate", "moments", "edit", "eval")
 _START = 6.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
 _READING = 1.0e9  # bytes a second, from a disk's cache, cast included
 _READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
+_FACTORS = 2.5  # of width³, the products of that look, at a sum's share of the peak
 _CORPUS = 0.15e9  # bytes that a text to count over takes
 _ALIVE = 6  # arrays of an MLP's width that a block holds at once, by measurement
 #: of the peak of large products, what each step reaches, by measurement
@@ -176,7 +177,9 @@ class _Work:
                     * self.vocabulary)
 
     def moments(self, tokens: int, layers: int) -> Step:
+        """Counting, and a look at what was counted: factors of C, and of halves of it."""
         products = tokens * (self.numbers / 4 + layers * self.width**2 / 2)
+        products += layers * _FACTORS * self.width**3
         return Step("moments", self._seconds(products, "moments", tokens / 2048 / 4),
                     self._holding(2048) + layers * 12 * self.width**2 + _CORPUS)
 
@@ -189,7 +192,7 @@ class _Work:
         sampled = Step("templates", self._seconds(50 * contexts * self.numbers, "reading", 15),
                        self._holding(contexts * 10))
         products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)
-        square = 8 * self.width**2 * 3 if found.needs_moments else 0
+        square = 8 * self.width**2 * 2 if found.needs_moments else 0
         return [sampled, Step("value", self._seconds(products, "value", 2 * steps * cases)
                               + layers * self.width**3 / 3e10,
                               max(square, self._holding(rows) * self.layers / 2

@@ -166,10 +166,10 @@ def inverse_direction(matrix: np.ndarray, key: np.ndarray, ridge: float = 0.0) -
     ridge: added to C's diagonal, as a fraction of its mean. Raises RomeError for a C that is not
     positive definite.
     """
-    if ridge:
-        matrix = matrix + ridge * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+    held = np.array(matrix)  # the one copy, which its own factor replaces
+    held[np.diag_indices_from(held)] += ridge * np.trace(matrix) / len(matrix)
     try:
-        solved = cho_solve(cho_factor(matrix), key.T).T
+        solved = cho_solve(cho_factor(held.T, overwrite_a=True), key.T).T
     except (LinAlgError, ValueError) as error:
         raise RomeError("the second moment is not positive definite: it was counted on too few "
                         "tokens; count more, or give the hyperparameter ridge, such as 1e-4"
