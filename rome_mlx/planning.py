@@ -29,6 +29,7 @@ from .models.weights import (
 )
 from .moments.lookup import find_moments
 from .moments.quality import THIN
+from .tracing.decision import scaled_window
 
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
 _START = 6.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
@@ -87,8 +88,9 @@ class Plan:
 
 def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str = "rome",
          layers: int | str | list[int] | None = None, moments=None, cases: int = 1,
-         tokens: int = 12, samples: int = 10, kind: str = "mlp", all_tokens: bool = False,
-         corpus_tokens: int = 100_000, verification: bool = True) -> Plan:
+         tokens: int = 12, samples: int = 10, kind: str = "mlp", window: int | None = None,
+         all_tokens: bool = False, corpus_tokens: int = 100_000,
+         verification: bool = True) -> Plan:
     """What a command will take.
 
         print(rm.plan("mlx-community/Llama-3.2-1B-4bit", "edit"))
@@ -99,8 +101,8 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
             records of eval, requests of edit.
         dtype: of `load`; method, moments, verification: of an edit, layers: its own or those of
             the moments command. Missing moments are counted in.
-        tokens: of a prompt, half of them from the subject's last on; samples, kind, all_tokens: of
-            a trace; corpus_tokens: of the moments command.
+        tokens: of a prompt, half of them from the subject's last on; samples, kind, window (None:
+            by the model's depth), all_tokens: of a trace; corpus_tokens: of the moments command.
 
     Raises RomeError for an unknown command, and for a model that cannot be loaded.
     """
@@ -111,7 +113,7 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
     if command == "moments":
         steps = [work.moments(corpus_tokens, len(layers or [0]))]
     elif command in ("trace", "locate"):
-        steps = [work.trace(kind, all_tokens or command == "locate", cases)]
+        steps = [work.trace(kind, all_tokens, cases, window)]
     else:
         steps = _writing(work, model, tokenizer, method, layers, moments, cases)
         if command == "eval":
@@ -163,11 +165,14 @@ class _Work:
         again = 0 if self.weights <= 1.2 * self.stored else self.stored
         return Step("start", _START[0] + max(self.stored, self.weights) / _READING, again)
 
-    def trace(self, kind: str, all_tokens: bool, cases: int) -> Step:
+    def trace(self, kind: str, all_tokens: bool, cases: int, window: int | None = None) -> Step:
         """The staircase: cells that join at their layers, of the tokens from the restored one on;
-        before it the clean and the corrupted run."""
+        before it the clean and the corrupted run; the staircase that decides where it is
+        another."""
         later = max(1, self.tokens // 2)
-        positions = range(1, later + 1) if all_tokens else [later]
+        positions = [*range(1, later + 1)] if all_tokens else [later]
+        if kind != "mlp" or window not in (None, scaled_window(self.layers)):
+            positions.append(later)
         cells = self.layers * self.samples
         products = sum(cells * (self.numbers / 2 * n + self.head) for n in positions)
         products += (1 + self.samples) * self.numbers * self.tokens

@@ -52,7 +52,8 @@ def add_corruption_arguments(parser) -> None:
 
 
 def sizes(args) -> dict:
-    return {"kind": args.kind, "samples": args.samples, "all_tokens": args.token_range == "all",
+    return {"kind": args.kind, "samples": args.samples, "window": args.window,
+            "all_tokens": args.token_range == "all",
             "tokens": tokens_about(args.prompt.replace("{}", args.subject))}
 
 
