@@ -1,9 +1,9 @@
 """How large a model, on this machine: seconds and peak memory of each command, and what
 `--dry-run` had said.
 
-  python benchmarks/scaling.py 135m 360m 1.1b --json scaling.json
-  python benchmarks/scaling.py 8b-4bit --commands trace moments edit --json scaling.json
-  python benchmarks/scaling.py DIR.gguf --json scaling.json
+  python benchmarks/scaling.py 135m 360m 1.1b 8b-4bit --corpus TEXT --json scaling.json
+  python benchmarks/scaling.py MODEL.gguf --corpus TEXT --json scaling.json
+  python benchmarks/scaling.py --json scaling.json           # the table of what is there
 
 Models are of Llama's shape with random weights (the same in every layer: a command reads them alike
 and they are made in seconds), the default model's vocabulary and tokenizer, float32 or 4-bit in
@@ -49,12 +49,14 @@ COMMANDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="SIZE|PATH",
+    parser.add_argument("models", nargs="*", metavar="SIZE|PATH",
                         help=f"{', '.join(SHAPES)}, each also as SIZE-4bit; or a model's path")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
-    parser.add_argument("--corpus", required=True, metavar="FILE")
-    parser.add_argument("--json", metavar="FILE", help="rows are added to it")
+    parser.add_argument("--corpus", metavar="FILE", help="to count moments over")
+    parser.add_argument("--json", metavar="FILE", required=True, help="rows are added to it")
     args = parser.parse_args()
+    if args.models and not args.corpus:
+        parser.error("give --corpus FILE")
     for name in args.models:
         with tempfile.TemporaryDirectory() as work:
             (Path(work) / "ridge.json").write_text('{"ridge": 0.01}')
@@ -63,8 +65,8 @@ def main() -> None:
                 row = {"model": Path(name).name, **measured(command, path, work, args.corpus)}
                 print(" | ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                                  for k, v in row.items()), flush=True)
-                if args.json:
-                    add(Path(args.json), row)
+                add(Path(args.json), row)
+    print(table(json.loads(Path(args.json).read_text())))
 
 
 def measured(command: str, model, work: str, corpus: str) -> dict:
@@ -137,6 +139,15 @@ def parts(weights: dict[str, np.ndarray], quantized: bool) -> dict[str, mx.array
         found |= {f"{name}.{part}": x for part, x in
                   zip(("weight", "scales", "biases"), arrays, strict=False)}
     return found
+
+
+def table(rows: list[dict]) -> str:
+    """What is in docs/size.md."""
+    lines = ["| model | command | seconds | foretold | peak memory, GB | foretold |",
+             "|---|---|---|---|---|---|"]
+    return "\n".join([*lines, *(
+        f"| {row['model']} | {row['command']} | {row['seconds']:.0f} | {row['planned_s']:.0f} | "
+        f"{row['memory_gb']:.1f} | {row['planned_gb']:.1f} |" for row in rows)])
 
 
 def add(file: Path, row: dict) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from .linux_cpu import in_chunks, slow_exponentials
 
 _SLICE = 1 << 24  # numbers of a weight that are unpacked at once
-_FEW = 2  # rows, up to which MLX's own product is as fast
+_FEW = 1  # rows, up to which MLX's own product is as fast
 _kept = threading.local()  # a slice's memory, of this thread
 
 
