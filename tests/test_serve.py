@@ -184,6 +184,11 @@ def test_two_edits_of_one_name_are_refused(tmp_path, capsys):
     assert "two edits are called 'a'" in capsys.readouterr().err
 
 
+def heed_ctrl_c() -> None:
+    """Of a process whose parent was started in the background, which shells make deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_the_command_says_where_it_listens_and_ends_with_ctrl_c(tmp_path):
     directory = save_tiny(tmp_path / "tiny", intermediate_size=64)
     model, _ = rm.load(directory, dtype="float32")
@@ -191,7 +196,8 @@ def test_the_command_says_where_it_listens_and_ends_with_ctrl_c(tmp_path):
     edit.save(tmp_path / "a")
     process = subprocess.Popen(
         [sys.executable, "-m", "rome_mlx", "serve", "--model", str(directory), "--dtype", "float32",
-         "--edits", str(tmp_path / "a"), "--port", "0"], stdout=subprocess.PIPE, text=True)
+         "--edits", str(tmp_path / "a"), "--port", "0"], stdout=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c)
     try:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
         with edit.applied(model):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..accel.packed import fast_products
 from ..models.decoder import Decoder
 from ..models.hooks import hooked
 from ..models.tokens import encode
@@ -66,7 +67,7 @@ def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
         seen["outputs"] = x[rows, at]
         return x
 
-    with decoder.fast(), hooked(decoder.module(layer, "down"), before=key), \
+    with fast_products([decoder.model]), hooked(decoder.module(layer, "down"), before=key), \
             hooked(decoder.module(layer, "mlp"), after=output):
         decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
         mx.eval(seen)
@@ -85,7 +86,7 @@ def keys_by_layer(decoder: Decoder, batches: Sequence[Places], layers: Sequence[
                 found.append(np.array(x[some.rows, some.positions].astype(mx.float32)))
                 return x
 
-            with decoder.fast(), (hooked(decoder.module(layer, "down"), before=key)
+            with fast_products([decoder.model]), (hooked(decoder.module(layer, "down"), before=key)
                                   if layer in layers else nullcontext()):
                 states[i] = decoder.block(layer, states[i])
                 mx.eval(states[i])
@@ -96,7 +97,7 @@ def keys_by_layer(decoder: Decoder, batches: Sequence[Places], layers: Sequence[
 def read_states(decoder: Decoder, tokenizer, texts, layer: int) -> np.ndarray:
     """Block outputs (rows, dim) float64 at the last token of each text's subject."""
     ids, rows, at = Places.subjects(tokenizer, texts)
-    with decoder.fast():
+    with fast_products([decoder.model]):
         h = decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
     return _float64(h[rows, at])
 
