@@ -32,7 +32,7 @@ from .moments.quality import THIN
 from .tracing.decision import scaled_window
 
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
-_START = 6.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
+_START = 4.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
 _READING = 1.0e9  # bytes a second, from a disk's cache, cast included
 _READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
 _FACTORS = 2.5  # of width³, the products of that look, at a sum's share of the peak
