@@ -14,7 +14,7 @@ from functools import cached_property
 import mlx.core as mx
 import numpy as np
 
-from .accel.packed import unpacking_rate
+from .accel.packed import SLICE, unpacking_rate
 from .editing.layer_choice import layers_to_edit
 from .editing.method import Method
 from .editing.methods import METHODS, find_method
@@ -30,14 +30,15 @@ from .models.weights import (
 from .moments.lookup import find_moments
 from .moments.quality import THIN
 from .tracing.decision import scaled_window
+from .tracing.trace import numbers_a_token
 
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
 _START = 4.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
 _READING = 1.0e9  # bytes a second, from a disk's cache, cast included
 _READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
-_FACTORS = 2.5  # of width³, the products of that look, at a sum's share of the peak
+_FACTORS = 2.5  # of width³: products, after counting a C, of the look at what was counted
 _CORPUS = 0.15e9  # bytes that a text to count over takes
-_ALIVE = 6  # arrays of an MLP's width that a block holds at once, by measurement
+_TRACING = 1e9  # bytes that a trace's activations may take, by its default
 #: of the peak of large products, what each step reaches, by measurement
 _SHARES = {"trace": 0.45, "moments": 0.40, "value": 0.30, "reading": 0.26}
 
@@ -152,7 +153,7 @@ class _Work:
                         else floats_of(model) / (1 + half))
         self.words = dtype if dtype != "auto" else "its codes" if packed else "float32"
         self.layers, self.dim = len(decoder.layers), decoder.dim
-        self.width = weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1]
+        self.width = decoder.key_width
         self.vocabulary = weight_shape(decoder.embedding)[0]
         self.block = sum(float(np.prod(weight_shape(m))) for _, m in
                          decoder.layers[0].named_modules()
@@ -178,8 +179,7 @@ class _Work:
         products += (1 + self.samples) * self.numbers * self.tokens
         passes = len(positions) + 2
         return Step("trace", cases * self._seconds(products, "trace", passes),
-                    self._holding(min(cells * later, self._most(later))) + 8 * cells
-                    * self.vocabulary)
+                    min(self._holding(cells * later), _TRACING) + 8 * cells * self.vocabulary)
 
     def moments(self, tokens: int, layers: int) -> Step:
         """Counting, and a look at what was counted: factors of C, and of halves of it."""
@@ -191,7 +191,7 @@ class _Work:
     def edit(self, found: Method, cases: int, layers: int) -> list[Step]:
         """The templates' sampling, and the values' steps: forward and back above the layer."""
         hp = found.resolve(None, self.decoder)
-        steps = getattr(hp, "v_num_grad_steps", getattr(hp, "num_steps", 25))
+        steps = getattr(hp, "v_num_grad_steps", getattr(hp, "steps", 1))
         contexts = 6
         rows = contexts * max(1, self.tokens // 2)
         sampled = Step("templates", self._seconds(50 * contexts * self.numbers, "reading", 15),
@@ -230,12 +230,8 @@ class _Work:
 
     def _holding(self, rows: float) -> float:
         """Bytes of a block's activations."""
-        slices = 4 * (1 << 24) if self.packed else 0
-        return 4 * rows * (_ALIVE * self.width + 6 * self.dim) + slices
-
-    def _most(self, tokens: int) -> float:
-        """Rows that a trace runs at once, of its 1 GB."""
-        return 1e9 / (4 * (_ALIVE * self.width + 6 * self.dim)) * max(1, tokens) / tokens
+        slices = 4 * SLICE if self.packed else 0
+        return 4 * rows * numbers_a_token(self.decoder) + slices
 
 
 def _timed(work: Callable[[], None]) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 from .linux_cpu import in_chunks, slow_exponentials
 
-_SLICE = 1 << 24  # numbers of a weight that are unpacked at once
+SLICE = 1 << 24  # numbers of a weight that are unpacked at once
 _FEW = 1  # rows, up to which MLX's own product is as fast
 _kept = threading.local()  # a slice's memory, of this thread
 
@@ -35,15 +35,6 @@ def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def product(module: nn.Module, x: mx.array) -> mx.array:
-    """x Wᵀ (..., out), of x's type, for a quantized module's weight W (out, in); x: (..., in)."""
-    if x.size <= _FEW * x.shape[-1]:
-        return mx.quantized_matmul(x, module.weight, module.scales, module.get("biases"),
-                                   transpose=True, group_size=module.group_size,
-                                   bits=module.bits, mode=module.mode)
-    return _products(module)(x)
-
-
 @cache
 def unpacking_rate() -> float:
     """Numbers of 4-bit weights a second that are unpacked here, by a trial of a moment."""
@@ -58,6 +49,7 @@ def unpacking_rate() -> float:
 
 
 def _products(module: nn.Module) -> Callable[[mx.array], mx.array]:
+    """x (..., in) -> x Wᵀ (..., out), of x's type, for a quantized module's weight W (out, in)."""
     @mx.custom_function
     def forward(x: mx.array) -> mx.array:
         rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)
@@ -85,9 +77,9 @@ def _slices(module: nn.Module, rows: mx.array) -> Iterator[tuple[slice, mx.array
     mx.eval(rows)
     count = len(module.weight)
     width = module.weight.shape[1] * 32 // module.bits
-    step = max(1, min(count, _SLICE // width))
-    table = _table(module)
-    memory = _memory(step, width)
+    step = max(1, min(count, SLICE // width))
+    table = (_table(module.bits) if module.mode == "affine" and 16 % module.bits == 0
+             else None)  # a code may lie across 16 bits
     for i in range(0, count, step):
         where = slice(i, min(count, i + step))
         if table is None:
@@ -97,54 +89,61 @@ def _slices(module: nn.Module, rows: mx.array) -> Iterator[tuple[slice, mx.array
                 group_size=module.group_size, bits=module.bits, mode=module.mode,
                 dtype=mx.float32)
         else:
+            memory = _memory((where.stop - i) * width).reshape(-1, width)
+            mx.eval(memory)
             _unpack(module, where, table, np.array(memory, copy=False))
-            yield where, memory[: where.stop - i]
+            yield where, memory
 
 
-def _memory(rows: int, width: int) -> mx.array:
-    """(rows, width) float32, the same as the last time where that is as large: numpy writes into
-    it, and MLX reads it."""
+def _memory(numbers: int) -> mx.array:
+    """So many float32, a part of the last time's where that was as large: numpy writes into it,
+    and MLX reads it."""
     held = getattr(_kept, "memory", None)
-    if held is None or held.shape != (rows, width):
-        _kept.memory = held = mx.zeros((rows, width))
+    if held is None or held.size < numbers:
+        _kept.memory = held = mx.zeros(numbers)
         mx.eval(held)
-    return held
+    return held[:numbers]
 
 
-def _table(module: nn.Module) -> np.ndarray | None:
-    """The codes (65536, n) float32 that 16 bits hold, or None where a code may lie across them."""
-    if module.mode != "affine" or module.bits not in (2, 4, 8):
-        return None
-    shifts = np.arange(0, 16, module.bits)
-    return ((np.arange(1 << 16)[:, None] >> shifts) & ((1 << module.bits) - 1)).astype(np.float32)
+@cache
+def _table(bits: int) -> np.ndarray:
+    """The codes (65536, n) float32 that 16 bits hold."""
+    shifts = np.arange(0, 16, bits)
+    return ((np.arange(1 << 16)[:, None] >> shifts) & ((1 << bits) - 1)).astype(np.float32)
 
 
 def _unpack(module: nn.Module, where: slice, table: np.ndarray, out: np.ndarray) -> None:
     """scales · codes + biases, into out."""
     packed, scales, biases = (np.array(x[where].astype(kind), copy=False) for x, kind in (
         (module.weight, mx.uint32), (module.scales, mx.float32), (module.biases, mx.float32)))
-    packed, count = packed.view(np.uint16), len(packed)
+    packed = packed.view(np.uint16)
 
     def compute(rows: slice) -> None:
-        some = out[:count][rows]
+        some = out[rows]
         np.take(table, packed[rows], axis=0, out=some.reshape(len(some), -1, table.shape[1]),
                 mode="clip")
         groups = some.reshape(len(some), -1, module.group_size)
         groups *= scales[rows, :, None]
         groups += biases[rows, :, None]
 
-    in_chunks(compute, out[:count])
+    in_chunks(compute, out)
 
 
 class _Linear(nn.QuantizedLinear):
     def __call__(self, x):
-        out = product(self, x)
+        if _few(x):
+            return super().__call__(x)
+        out = _products(self)(x)
         return out + self["bias"] if "bias" in self else out
 
 
 class _Embedding(nn.QuantizedEmbedding):
     def as_linear(self, x):
-        return product(self, x)
+        return super().as_linear(x) if _few(x) else _products(self)(x)
+
+
+def _few(x: mx.array) -> bool:
+    return x.size <= _FEW * x.shape[-1]
 
 
 _FAST = {nn.QuantizedLinear: _Linear, nn.QuantizedEmbedding: _Embedding}

@@ -81,10 +81,9 @@ def withdraw(args) -> int:
 def _load(sequence, requests) -> str:
     """Where they go, and how many that is for each dimension of the keys."""
     from ..models.decoder import Decoder
-    from ..models.weights import weight_shape
 
     decoder = Decoder(sequence.model)
-    width = weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1]
+    width = decoder.key_width
     layers = [sequence.layer] if isinstance(sequence.layer, int) else sequence.layer
     where = f", at layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
     crowded = len(requests) / width

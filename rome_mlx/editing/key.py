@@ -70,7 +70,6 @@ def read_keys(decoder: Decoder, tokenizer, texts, layer: int) -> Readings:
     with fast_products([decoder.model]), hooked(decoder.module(layer, "down"), before=key), \
             hooked(decoder.module(layer, "mlp"), after=output):
         decoder.run(decoder.enter(decoder.embed(ids)), 0, layer + 1)
-        mx.eval(seen)
     return Readings(_float64(seen["keys"]), _float64(seen["outputs"]))
 
 
@@ -86,8 +85,9 @@ def keys_by_layer(decoder: Decoder, batches: Sequence[Places], layers: Sequence[
                 found.append(np.array(x[some.rows, some.positions].astype(mx.float32)))
                 return x
 
-            with fast_products([decoder.model]), (hooked(decoder.module(layer, "down"), before=key)
-                                  if layer in layers else nullcontext()):
+            with fast_products([decoder.layers[layer]]), (
+                    hooked(decoder.module(layer, "down"), before=key) if layer in layers
+                    else nullcontext()):
                 states[i] = decoder.block(layer, states[i])
                 mx.eval(states[i])
         if found:

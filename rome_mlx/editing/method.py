@@ -8,7 +8,6 @@ from typing import Any
 from ..errors import RomeError
 from ..models.decoder import Decoder
 from ..models.kept import Kept
-from ..models.weights import weight_shape
 from ..storage.files import read_json
 from .calibrated import is_calibration, is_path, preset_of, stored_calibration
 from .edit import Edit
@@ -89,7 +88,7 @@ class Method:
         own = self.resolve(given, decoder)
         if given is not None or self.in_a_row is None:
             return own
-        return self.in_a_row(own, weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1])
+        return self.in_a_row(own, decoder.key_width)
 
     def kept_templates(self, model, tokenizer, seed: int, hyperparameters) -> list[str]:
         """The context templates that are sampled for the model as it is, kept in the cache."""

@@ -109,6 +109,11 @@ class Decoder:
         """Width of the residual stream."""
         return weight_shape(self.embedding)[1]
 
+    @property
+    def key_width(self) -> int:
+        """Dimensions of the keys, of the first layer that can be edited."""
+        return weight_shape(self.module(self.dense_layers[0], "down"))[1]
+
     def residual(self, layer: int) -> float:
         """What a layer multiplies its MLP's output, or the norm of it, by when it adds it."""
         factor = self.architecture.residual

@@ -13,7 +13,6 @@ from ..models.decoder import Decoder
 from ..models.kept import Kept
 from ..models.probabilities import log_probabilities, top_words
 from ..models.tokens import encode
-from ..models.weights import weight_shape
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate, scaled_window
 from .restore import Cell, Restoration, hidden_cells, window_cells
@@ -279,4 +278,4 @@ def _rows(decoder: Decoder, tokens: int, memory: float) -> int:
 
 def numbers_a_token(decoder: Decoder) -> int:
     """Floats that a token takes in a block: about six MLP-wide and eight residual-wide arrays."""
-    return 6 * weight_shape(decoder.module(decoder.dense_layers[0], "down"))[1] + 8 * decoder.dim
+    return 6 * decoder.key_width + 8 * decoder.dim
