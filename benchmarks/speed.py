@@ -5,7 +5,7 @@
 Each kind of work is timed beside the direct way in MLX with the same BLAS, and beside PyTorch
 where it is installed; the necessary arithmetic is counted, and compared with what a large float32
 matrix product reaches here. speed_WORK.py says what is timed. The last lines say of each claim in
-the README whether it was met, for the work that was done: without arguments, for all.
+docs/checked.md whether it was met, for the work that was done: without arguments, for all.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WORKS = ("command", "threads", "edit", "trace", "moments", "eval", "sequence", "
 
 
 class Claim(NamedTuple):
-    """What the README says, of which row and number of it, and whether a figure meets it."""
+    """What docs/checked.md says, of which row and number of it, and whether a figure meets it."""
 
     words: str
     work: str

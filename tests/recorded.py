@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 DIRECTORY = Path(__file__).with_name("reference")
 
-#: the README's table "Is it ROME?": the largest differences measured
+#: docs/checked.md's table "Is it ROME?": the largest differences measured
 CLAIMED = {"traces": 9e-6, "left vector": 1.1e-12, "right vector": 1e-7, "after the edit": 2e-4,
            "second moments": 4e-7}
 #: what a test lets pass, for other machines' rounding

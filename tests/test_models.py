@@ -1,4 +1,4 @@
-"""The table of architectures as people see it. Run as a script, it writes the README's list."""
+"""The table of architectures as people see it. Run as a script, it writes docs/models.md's list."""
 
 import re
 import sys
@@ -21,12 +21,12 @@ from rome_mlx.models.architectures import (
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.refused import REFUSED
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs/models.md"
 BLOCK = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
 
 
-def readme_list() -> str:
-    """What stands between README's marks, from the table."""
+def listed() -> str:
+    """What stands between the page's marks, from the table."""
     groups = {
         "Dense": [kind for kind, row in ARCHITECTURES.items() if not row.mixture],
         "Mixtures of experts, in their dense layers": [
@@ -38,11 +38,11 @@ def readme_list() -> str:
 
 
 def with_list(text: str) -> str:
-    return BLOCK.sub(lambda m: m[1] + readme_list() + m[2], text)
+    return BLOCK.sub(lambda m: m[1] + listed() + m[2], text)
 
 
-def test_the_readmes_list_is_the_tables():
-    text = README.read_text("utf-8")
+def test_the_pages_list_is_the_tables():
+    text = PAGE.read_text("utf-8")
     assert BLOCK.search(text)
     assert text == with_list(text), "write it: python tests/test_models.py"
 
@@ -88,4 +88,4 @@ def test_a_chosen_layer_that_is_a_mixture_gives_way_to_the_nearest_dense_one():
 
 
 if __name__ == "__main__":
-    README.write_text(with_list(README.read_text("utf-8")), "utf-8")
+    PAGE.write_text(with_list(PAGE.read_text("utf-8")), "utf-8")
