@@ -15,13 +15,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from rome_mlx.errors import RomeError
+from rome_mlx.evaluation.measures import MEASURES
 from rome_mlx.storage.files import read_json, write_whole
-from rome_mlx.view.compare import markdown, read_run
+from rome_mlx.view.compare import notes, read_run, tables_of
+
+#: what a table is called, and how the names of its measures begin; the first has the others
+PARTS = {"Of two given answers": (), "Said in free text": ("wild_",),
+         "What else moves": ("distractor_", "relations_", "negation_", "reversal_"),
+         "Consequences": ("hops_",), "General ability": ("ability_",)}
 
 
 def table(paths: list[str]) -> str:
     """The runs' measures, and what each was run with."""
-    lines = [markdown([read_run(path) for path in paths]), "",
+    runs = [read_run(path) for path in paths]
+    lines = [grouped(tables_of(runs)), "", " ".join(notes([run.summary for run in runs])), "",
              "| run | method | layers | hyperparameters | moments |", "|---|---|---|---|---|"]
     for path in paths:
         settings = read_json(Path(path) / "run.json")
@@ -31,6 +38,34 @@ def table(paths: list[str]) -> str:
         lines.append(f"| {Path(path).name} | {settings['method']} | {settings['layers']} | "
                      f"{preset} | {moments(settings['moments'])} |")
     return "\n".join(lines)
+
+
+def grouped(tables: list[list[list[str]]]) -> str:
+    """`tables_of`'s cells as a table for each of PARTS, measures in words; differences folded."""
+    out = []
+    for head, *cells in tables:
+        found = [f"**{title}**\n\n" + "\n".join(
+            f"| {' | '.join(line)} |" for line in (["", *head[1:]], ["---"] * len(head), *lines))
+            for title, lines in in_parts(cells).items()]
+        if head[0]:  # "minus RUN"
+            found = [f'<details markdown="1">\n<summary>{head[0]}: paired differences</summary>',
+                     *found, "</details>"]
+        out += found
+    return "\n\n".join(out)
+
+
+def in_parts(cells: list[list[str]]) -> dict[str, list[list[str]]]:
+    """The lines of each part that has any, after the line of n; labels become words."""
+    names = {about.label: name for name, about in MEASURES.items()}
+    n, *lines = cells
+    parts: dict[str, list[list[str]]] = {title: [] for title in PARTS}
+    for label, *values in lines:
+        name = names[label]
+        where = next((title for title, prefixes in PARTS.items() if name.startswith(prefixes)),
+                     next(iter(PARTS)))
+        words = MEASURES[name].words
+        parts[where].append([words if words.startswith(label) else f"{label}: {words}", *values])
+    return {title: [n, *found] for title, found in parts.items() if found}
 
 
 def moments(used: str | dict | None) -> str:
