@@ -1,9 +1,9 @@
 """Runs in processes of their own: killed, shared out among ranks, and compared."""
 
 import json
-import re
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
