@@ -22,6 +22,7 @@ from tiny import tiny_model
 from rome_mlx import RomeError
 from rome_mlx.cli import main
 from rome_mlx.models.decoder import Decoder
+from rome_mlx.models.gguf import convert
 from rome_mlx.models.loading import converted, import_gguf
 from rome_mlx.storage.places import read_lines
 
@@ -199,6 +200,19 @@ def test_damage_in_the_header_is_a_clear_refusal_or_harmless(tmp_path):
             assert "damaged.gguf" in str(error)
             refused += 1
     assert refused > 10
+
+
+def test_a_large_model_is_written_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "_FILE", 20_000)
+    model = tiny("qwen2")
+    path = gguf_files.write_model(tmp_path / "m.gguf", "qwen2", model)
+    assert largest_difference(imported(path, tmp_path)[0], model) < 1e-5
+    index = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())
+    files = {file.name: mx.load(str(file)) for file in (tmp_path / "model").glob("*.safetensors")}
+    assert len(files) > 3 and set(index["weight_map"].values()) == set(files)
+    assert all(name in files[file] for name, file in index["weight_map"].items())
+    assert all(len(held) == 1 or sum(x.nbytes for x in held.values()) <= 20_000
+               for held in files.values())
 
 
 def test_importing_twice_at_once_gives_one_whole_directory(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ package, and float weights keep their type, so that no value is rounded.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .tokenizer import write_tokenizer
 
 #: part of the cache's key: raise it when the output changes
 VERSION = 2
+_FILE = 1 << 30  # bytes of weights that are held at once, and written as one file
 
 _LLAMA = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -144,9 +145,9 @@ def convert(path: str | Path, directory: str | Path) -> None:
     directory = Path(directory)
     try:
         file = GGUFFile(path)
-        config, weights = _read(file)
+        family, config = _read(file)
         write_tokenizer(file.metadata, directory)
-        _save(directory / "model.safetensors", weights)
+        _save(directory, _weights(file.tensors, family, config))
         (directory / "config.json").write_text(json.dumps(config, indent=1))
         load_model(directory, lazy=True)  # every weight is there and has its shape
     except OSError:
@@ -161,16 +162,43 @@ def convert(path: str | Path, directory: str | Path) -> None:
                         "download it again") from error
 
 
-def _save(path: Path, weights: dict[str, mx.array]) -> None:
-    mx.eval(weights)
-    try:
-        mx.save_safetensors(str(path), weights, {"format": "mlx"})
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+def _save(directory: Path, weights: Iterator[tuple[str, mx.array]]) -> None:
+    """In files of about `_FILE` bytes, with mlx-lm's names and index."""
+    files, where, total = [], {}, 0
+    for held in _in_files(weights):
+        files.append(directory / f"part-{len(files)}.safetensors")
+        where |= dict.fromkeys(held, len(files))
+        total += sum(array.nbytes for array in held.values())
+        mx.eval(held)
+        try:
+            mx.save_safetensors(str(files[-1]), held, {"format": "mlx"})
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        held.clear()  # before the next are read
+    if len(files) == 1:
+        files[0].rename(directory / "model.safetensors")
+        return
+    name = f"model-{{:05d}}-of-{len(files):05d}.safetensors"
+    for i, file in enumerate(files, 1):
+        file.rename(directory / name.format(i))
+    index = {"metadata": {"total_size": total},
+             "weight_map": {weight: name.format(where[weight]) for weight in sorted(where)}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
-def _read(file: GGUFFile) -> tuple[dict, dict[str, mx.array]]:
-    """(config.json, weights by mlx-lm's names) of the file."""
+def _in_files(weights: Iterator[tuple[str, mx.array]]) -> Iterator[dict[str, mx.array]]:
+    held, size = {}, 0
+    for name, array in weights:
+        if held and size + array.nbytes > _FILE:
+            yield held
+            held, size = {}, 0
+        held[name] = array
+        size += array.nbytes
+    yield held
+
+
+def _read(file: GGUFFile) -> tuple[Family, dict]:
+    """Of the file: how its weights are named, and config.json but for what they say."""
     m = Metadata(file)
     if m.architecture not in FAMILIES:
         raise RomeError(f"GGUF architecture {m.architecture!r} is not supported; "
@@ -186,13 +214,14 @@ def _read(file: GGUFFile) -> tuple[dict, dict[str, mx.array]]:
             if (key := f"tokenizer.ggml.{name}_token_id") in file.metadata}
     if ends:
         config["eos_token_id"] = sorted(ends)
-    weights = _weights(file.tensors, family, config)
-    return config, weights
+    return family, config
 
 
-def _weights(tensors: list[Tensor], family: Family, config: dict) -> dict[str, mx.array]:
-    """The tensors by mlx-lm's names; says in `config` which are quantized, and RoPE's factors."""
-    weights, modes = {}, {}
+def _weights(tensors: list[Tensor], family: Family,
+             config: dict) -> Iterator[tuple[str, mx.array]]:
+    """The tensors one by one, by mlx-lm's names; says in `config`, in the end, which are
+    quantized, and RoPE's factors."""
+    modes = {}
     for tensor in tensors:
         if tensor.name == "rope_freqs.weight":
             config["rope_scaling"] = _llama3_scaling(tensor.floats(), config)
@@ -214,12 +243,11 @@ def _weights(tensors: list[Tensor], family: Family, config: dict) -> dict[str, m
             array = mx.array(values)
             if tensor.kind == Type.BF16 and array.ndim == 2:
                 array = array.astype(mx.bfloat16)  # what it was
-            weights[f"{name}.{kind if part == 'weight' else part}"] = array
+            yield f"{name}.{kind if part == 'weight' else part}", array
     if modes:
         bits = [mode["bits"] for mode in modes.values()]
         default = {"group_size": 32, "bits": max(set(bits), key=bits.count)}
         config["quantization"] = {**default, **{n: m for n, m in modes.items() if m != default}}
-    return weights
 
 
 def _name(name: str, family: Family) -> tuple[str | None, str]:
