@@ -143,7 +143,7 @@ def parts(weights: dict[str, np.ndarray], quantized: bool) -> dict[str, mx.array
 
 def table(rows: list[dict]) -> str:
     """What is in docs/size.md."""
-    lines = ["| model | command | seconds | foretold | peak memory, GB | foretold |",
+    lines = ["| model | command | seconds | predicted | peak memory, GB | predicted |",
              "|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(
         f"| {row['model']} | {row['command']} | {row['seconds']:.0f} | {row['planned_s']:.0f} | "

@@ -51,7 +51,7 @@ def add_arguments(parser) -> None:
                         help="published, a preset such as gpt-j, or a JSON file of some of them")
     parser.add_argument("--layer", type=layer_choice, default="auto",
                         help="a number, or auto (default): what calibration or a preset says of "
-                             "this model, else by depth")
+                             "this model, else the layer that decides in it, else by depth")
     add_moments_arguments(parser)
     parser.add_argument("--paraphrase", action="append", default=[], metavar="P",
                         help="another way to ask; may be given again")
