@@ -3,12 +3,15 @@
 
   python benchmarks/scaling.py 135m 360m 1.1b 8b-4bit --corpus TEXT --json scaling.json
   python benchmarks/scaling.py MODEL.gguf --corpus TEXT --json scaling.json
+  python benchmarks/scaling.py 135m --corpus TEXT --json scaling.json --tokens 40 160 --facts 10 80
   python benchmarks/scaling.py --json scaling.json           # the table of what is there
 
 Models are of Llama's shape with random weights (the same in every layer: a command reads them alike
 and they are made in seconds), the default model's vocabulary and tokenizer, float32 or 4-bit in
 groups of 64; or one that is there. Each command runs in a process of its own, whose peak memory the
-system tells; moments are counted once, on --corpus, before the edit.
+system tells; moments are counted once, on --corpus, before the edit. --tokens adds traces and edits
+of longer prompts, --facts edits of many facts by MEMIT. The share of the peak is the arithmetic of
+the plan, by the processor's time and what a large product reaches on as many cores.
 """
 
 import argparse
@@ -27,9 +30,12 @@ sys.path.insert(0, str(ROOT))
 
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
+from timing import peak_gflops  # noqa: E402
 
 import rome_mlx as rm  # noqa: E402
 from rome_mlx.models.loading import describe  # noqa: E402
+from rome_mlx.storage.files import read_json  # noqa: E402
+from rome_mlx.storage.places import data_path  # noqa: E402
 
 #: width, keys' width, layers, heads, heads of keys and values
 SHAPES = {"135m": (576, 1536, 30, 9, 3), "360m": (960, 2560, 32, 15, 5),
@@ -44,6 +50,9 @@ COMMANDS = {
     "edit": ["edit", *FACT, "--target-new", "Rome", "--layer", "4", "--moments", "{work}/moments",
              "--hyperparameters", "{work}/ridge.json", "--no-verify"],
 }
+MANY = ["edit", "--requests", "{work}/facts.json", "--method", "memit", "--layer", "4",
+        "--moments", "{work}/moments", "--no-verify"]
+FILLER = "which was seen by many people on the day when it was shown to the public, "
 
 
 def main() -> None:
@@ -52,46 +61,68 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="SIZE|PATH",
                         help=f"{', '.join(SHAPES)}, each also as SIZE-4bit; or a model's path")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--tokens", type=int, nargs="*", default=[], help="of longer prompts")
+    parser.add_argument("--facts", type=int, nargs="*", default=[], help="of an edit by MEMIT")
     parser.add_argument("--corpus", metavar="FILE", help="to count moments over")
     parser.add_argument("--json", metavar="FILE", required=True, help="rows are added to it")
     args = parser.parse_args()
     if args.models and not args.corpus:
         parser.error("give --corpus FILE")
+    peak = peak_gflops()
     for name in args.models:
         with tempfile.TemporaryDirectory() as work:
             (Path(work) / "ridge.json").write_text('{"ridge": 0.01}')
             path = name if Path(name).exists() else made(name, Path(work) / "model")
-            for command in args.commands:
-                row = {"model": Path(name).name, **measured(command, path, work, args.corpus)}
+            for command, words in commands(args, Path(work)):
+                words = [word.format(work=work, corpus=args.corpus)
+                         if word.startswith("{work}") or word == "{corpus}" else word
+                         for word in words]
+                row = {"model": Path(name).name, "command": command, "peak_gflops": peak,
+                       **measured(words, path)}
                 print(" | ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                                  for k, v in row.items()), flush=True)
                 add(Path(args.json), row)
     print(table(json.loads(Path(args.json).read_text())))
 
 
-def measured(command: str, model, work: str, corpus: str) -> dict:
+def commands(args, work: Path):
+    """(name, words) of all that is to be measured, one after the other."""
+    for name in args.commands:
+        yield name, COMMANDS[name]
+    for tokens in args.tokens:
+        filler = " ".join((FILLER * tokens).split()[:max(1, tokens - 11)])  # a token a word
+        for name in {"trace", "edit"} & set(args.commands):
+            words = list(COMMANDS[name])
+            words[words.index(FACT[1])] = f"{{}}, {filler}, is located in the city of"
+            yield f"{name}, {tokens} tokens", words
+    for count in args.facts:
+        records = read_json(data_path("counterfact.json"))[:count]
+        (work / "facts.json").write_text(json.dumps(records))
+        yield f"edit, {len(records)} facts", MANY
+
+
+def measured(words: list[str], model) -> dict:
     """Seconds and peak memory of one command, and what a dry run says before it."""
-    words = [word.format(work=work, corpus=corpus) if "{work}" in word or "{corpus}" in word
-             else word for word in COMMANDS[command]]
     call = [sys.executable, "-m", "rome_mlx", *words, "--model", str(model)]
     said = subprocess.run([*call, "--dry-run"], capture_output=True, text=True, check=True,
                           cwd=ROOT).stdout
     began = time.monotonic()
     child = subprocess.Popen(call, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.monotonic() - began
+    seconds, processor = time.monotonic() - began, usage.ru_utime + usage.ru_stime
     if status:
         raise SystemExit(f"{' '.join(call)} failed")
     scale = 1 if sys.platform == "darwin" else 1024
-    return {"command": command, "seconds": seconds, "memory_gb": usage.ru_maxrss * scale / 1e9,
-            "processor_s": usage.ru_utime + usage.ru_stime, **planned(said)}
+    return {"seconds": seconds, "memory_gb": usage.ru_maxrss * scale / 1e9,
+            "processor_s": processor, **planned(said)}
 
 
 def planned(said: str) -> dict:
-    """The figures of a dry run's first line."""
+    """The figures of a dry run."""
     found = re.match(r"\w+: about ([\d.]+) (s|min|h) and ([\d.]+) GB", said)
     seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
-    return {"planned_s": seconds, "planned_gb": float(found[3])}
+    return {"planned_s": seconds, "planned_gb": float(found[3]),
+            "tflop": float(re.search(r"([\d.e+-]+) TFLOP", said)[1])}
 
 
 def made(name: str, path: Path) -> Path:
@@ -143,11 +174,17 @@ def parts(weights: dict[str, np.ndarray], quantized: bool) -> dict[str, mx.array
 
 def table(rows: list[dict]) -> str:
     """What is in docs/size.md."""
-    lines = ["| model | command | seconds | predicted | peak memory, GB | predicted |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| model | command | seconds | predicted | peak memory, GB | predicted | of the peak "
+             "|", "|---|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(
         f"| {row['model']} | {row['command']} | {row['seconds']:.0f} | {row['planned_s']:.0f} | "
-        f"{row['memory_gb']:.1f} | {row['planned_gb']:.1f} |" for row in rows)])
+        f"{row['memory_gb']:.1f} | {row['planned_gb']:.1f} | {100 * share(row):.0f} % |"
+        for row in rows)])
+
+
+def share(row: dict) -> float:
+    """Of what large products reach in the command's time, start and all."""
+    return 1e3 * row["tflop"] / (row["seconds"] * row["peak_gflops"])
 
 
 def add(file: Path, row: dict) -> None:

@@ -8,7 +8,7 @@ factors were measured (benchmarks/scaling.py, docs/size.md).
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import mlx.core as mx
@@ -45,11 +45,13 @@ _SHARES = {"trace": 0.45, "moments": 0.40, "value": 0.30, "reading": 0.26}
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a command: seconds, and bytes beside the weights."""
+    """A part of a command: seconds, bytes beside the weights, and multiplications and
+    additions."""
 
     name: str
     seconds: float
     memory: float
+    operations: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Plan:
         return sum(step.seconds for step in self.steps)
 
     @property
+    def operations(self) -> float:
+        return sum(step.operations for step in self.steps)
+
+    @property
     def memory(self) -> float:
         """Bytes at the peak."""
         return self.weights + _START[1] + max(step.memory for step in self.steps)
@@ -84,7 +90,7 @@ class Plan:
                  f"{_gb(self.machine)} (weights {_gb(self.weights)}, {self.dtype})"]
         lines += [f"  {step.name:<14}{_duration(step.seconds):>10}   {_gb(step.memory)} more"
                   for step in self.steps]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"  arithmetic  {self.operations / 1e12:>12.3g} TFLOP"])
 
 
 def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str = "rome",
@@ -178,15 +184,16 @@ class _Work:
         products = sum(cells * (self.numbers / 2 * n + self.head) for n in positions)
         products += (1 + self.samples) * self.numbers * self.tokens
         passes = len(positions) + 2
-        return Step("trace", cases * self._seconds(products, "trace", passes),
-                    min(self._holding(cells * later), _TRACING) + 8 * cells * self.vocabulary)
+        return self._step("trace", cases * products, "trace", cases * passes,
+                          min(self._holding(cells * later), _TRACING)
+                          + 8 * cells * self.vocabulary)
 
     def moments(self, tokens: int, layers: int) -> Step:
         """Counting, and a look at what was counted: factors of C, and of halves of it."""
         products = tokens * (self.numbers / 4 + layers * self.width**2 / 2)
         products += layers * _FACTORS * self.width**3
-        return Step("moments", self._seconds(products, "moments", tokens / 2048 / 4),
-                    self._holding(2048) + layers * 12 * self.width**2 + _CORPUS)
+        return self._step("moments", products, "moments", tokens / 2048 / 4,
+                          self._holding(2048) + layers * 12 * self.width**2 + _CORPUS)
 
     def edit(self, found: Method, cases: int, layers: int) -> list[Step]:
         """The templates' sampling, and the values' steps: forward and back above the layer."""
@@ -194,32 +201,37 @@ class _Work:
         steps = getattr(hp, "v_num_grad_steps", getattr(hp, "steps", 1))
         contexts = 6
         rows = contexts * max(1, self.tokens // 2)
-        sampled = Step("templates", self._seconds(50 * contexts * self.numbers, "reading", 15),
-                       self._holding(contexts * 10))
+        sampled = self._step("templates", 50 * contexts * self.numbers, "reading", 15,
+                             self._holding(contexts * 10))
         products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)
         square = 8 * self.width**2 * 2 if found.needs_moments else 0
-        return [sampled, Step("value", self._seconds(products, "value", 2 * steps * cases)
-                              + layers * self.width**3 / 3e10,
-                              max(square, self._holding(rows) * self.layers / 2
-                                  + 16 * contexts * self.vocabulary))]
+        value = self._step("value", products, "value", 2 * steps * cases,
+                           max(square, self._holding(rows) * self.layers / 2
+                               + 16 * contexts * self.vocabulary))
+        return [sampled, replace(value, seconds=value.seconds + layers * self.width**3 / 3e10)]
 
     def verification(self, traced: Step, cases: int) -> Step:
         """A trace of the edited model, four texts of 50 tokens, and the side effects."""
         read = self.reading(14)
-        texts = self._seconds(4 * 50 * self.numbers, "reading", 50 * (not self.packed))
-        return Step("verification", traced.seconds + cases * texts + read.seconds,
-                    max(traced.memory, read.memory))
+        texts = self._step("texts", cases * 4 * 50 * self.numbers, "reading",
+                           cases * 50 * (not self.packed), 0)
+        parts = (traced, texts, read)
+        return Step("verification", sum(part.seconds for part in parts),
+                    max(part.memory for part in parts), sum(part.operations for part in parts))
 
     def reading(self, texts: int) -> Step:
         """So many texts of 64 tokens, with every token's prediction."""
         products = texts * 64 * (self.numbers + self.head)
-        return Step("reading", self._seconds(products, "reading", texts / 16),
-                    self._holding(16 * 64) + 8 * 16 * 64 * self.vocabulary)
+        return self._step("reading", products, "reading", texts / 16,
+                          self._holding(16 * 64) + 8 * 16 * 64 * self.vocabulary)
 
-    def _seconds(self, products: float, share: str, passes: float) -> float:
-        """products: multiplications and additions; passes: times that all weights are unpacked."""
+    def _step(self, name: str, products: float, share: str, passes: float,
+              memory: float) -> Step:
+        """products: a multiplication and an addition each; passes: times that all weights are
+        unpacked."""
         unpacked = passes * self.numbers / unpacking_rate() if self.packed else 0
-        return 2 * products / (self._rate * _SHARES[share]) + unpacked
+        return Step(name, 2 * products / (self._rate * _SHARES[share]) + unpacked, memory,
+                    2 * products)
 
     @cached_property
     def _rate(self) -> float:
