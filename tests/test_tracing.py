@@ -20,6 +20,7 @@ from rome_mlx.models.architectures import ARCHITECTURES
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.tokens import encode
 from rome_mlx.tracing.corruption import corruption
+from rome_mlx.tracing.decision import scaled_window
 from rome_mlx.tracing.trace import trace
 
 TOKENIZER = FakeTokenizer()  # a letter a token
@@ -45,6 +46,7 @@ def assert_same(found, direct: Traced, tokens=range(9), **options):
     cells = direct.map(tokens, kind, window, options.get("severed"))
     np.testing.assert_allclose(found.scores, cells.mean(-1), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.deviations, cells.std(-1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.by_sample, cells, rtol=0, atol=1e-5)
     corrupted = direct.probability(direct.corrupted_logits).mean()
     assert abs(found.corrupted_prob - corrupted) < 1e-5
     assert abs(found.clean_prob - direct.probability(direct.clean_logits)[0]) < 1e-5
@@ -102,6 +104,16 @@ def test_a_noise_seed_gives_its_own_noise():
 def test_a_subject_anywhere_equals_direct_runs(model_type, fact, tokens):
     model = tiny_model(model_type)
     assert_same(traced(model, fact), oracle(model, fact), range(tokens))
+
+
+def test_intervals_hold_the_means_over_samples():
+    model = tiny_model("llama")
+    found = traced(model, kind="mlp", window=scaled_window(4))
+    low, high = np.moveaxis(found.intervals, -1, 0)
+    assert (low <= found.scores + 1e-6).all() and (found.scores <= high + 1e-6).all()
+    assert (high - low)[found.deviations > 1e-4].min() > 0
+    np.testing.assert_array_equal(found.deciding_intervals, found.intervals[5])
+    assert traced(model).deciding_intervals is None
 
 
 @pytest.mark.parametrize("token_range, tokens", [

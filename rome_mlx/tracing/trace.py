@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import RomeError
 from ..facts import Fact
+from ..intervals import ends, resampled
 from ..models.decoder import Decoder
 from ..models.kept import Kept
 from ..models.probabilities import log_probabilities, top_words
@@ -19,7 +20,7 @@ from .restore import Cell, Restoration, hidden_cells, window_cells
 from .runs import run
 
 KINDS = ("hidden", "mlp", "attn")
-_ARRAYS = ("scores", "deviations", "deciding")
+_ARRAYS = ("scores", "deviations", "deciding", "by_sample")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Trace:
     what was traced. Probabilities are fractions, recovery is in percent.
 
     exact: whether every cell was run, or scores are estimates (`attribution`); deciding_exact: the
-    same of deciding.
+    same of deciding; by_sample: (tokens, layers, samples), what scores are the mean of, None for
+    estimates.
     """
 
     prompt: str
@@ -58,6 +60,7 @@ class Trace:
     deciding: np.ndarray = field(repr=False)
     exact: bool = True
     deciding_exact: bool = True
+    by_sample: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def total_effect(self) -> float:
@@ -81,6 +84,23 @@ class Trace:
     def deciding_effect(self) -> np.ndarray:
         """(layers,) indirect effects that the decision rests on."""
         return self.deciding - self.corrupted_prob
+
+    @property
+    def intervals(self) -> np.ndarray | None:
+        """(tokens, layers, 2): the 95 % intervals of scores, None for estimates."""
+        if self.by_sample is None:
+            return None
+        return np.stack([intervals(row) for row in self.by_sample])
+
+    @property
+    def deciding_intervals(self) -> np.ndarray | None:
+        """(layers, 2): those of deciding, None where scores do not hold it."""
+        last = self.subject_range[1] - 1
+        rule = (self.kind, self.severed, self.window) == ("mlp", None,
+                                                          scaled_window(len(self.deciding)))
+        if self.by_sample is None or not rule or last not in self.positions:
+            return None
+        return intervals(self.by_sample[self.positions.index(last)])
 
     @property
     def decision(self) -> Decision:
@@ -145,7 +165,7 @@ def kept_trace(kept: Kept, model, tokenizer, fact: Fact, **options) -> Trace:
         found = trace(model, tokenizer, fact, **options)
         return vars(found) | {name: getattr(found, name).tolist() for name in _ARRAYS}
 
-    found = kept.get("trace", {"fact": asdict(fact), **options}, fact.text, compute)
+    found = kept.get("trace by sample", {"fact": asdict(fact), **options}, fact.text, compute)
     arrays = {name: np.array(found[name], np.float32) for name in _ARRAYS}
     return Trace(**{**found, **arrays, "subject_range": tuple(found["subject_range"])})
 
@@ -208,7 +228,8 @@ class FactRuns:
             self.noise.level, tokenizer.decode([self.answer]), self.answer,
             self.clean_prob, float(self.base.mean()), self.ids,
             [tokenizer.decode([i]) for i in self.ids], self.subject, token_range,
-            self.positions(token_range), found.mean(-1), found.std(-1), deciding, exact, exact)
+            self.positions(token_range), found.mean(-1), found.std(-1), deciding, exact, exact,
+            found if exact else None)
 
     def restored(self, kind: str, window: int, position: int, layers: Sequence[int]) -> np.ndarray:
         """(layers,) P(answer) of single cells."""
@@ -240,6 +261,11 @@ class FactRuns:
         rows = _rows(self.decoder, len(self.ids) - self.subject[0], self.memory)
         return Restoration(self.decoder, self.clean, self.corrupted, self.answer, kind, severed,
                            rows)
+
+
+def intervals(found: np.ndarray) -> np.ndarray:
+    """(layers, 2): 95 % intervals of a row's means over noise samples, of (layers, samples)."""
+    return ends(resampled(found.T))
 
 
 def check_values(kind, samples, window, severed) -> None:

@@ -10,14 +10,13 @@ from ...editing.methods import ROME
 from ...errors import RomeError
 from ...evaluation.verify import verify
 from ...facts import EditRequest, Fact
-from ...intervals import ends, resampled
 from ...models.probabilities import chat_text, said, top_words
 from ...models.tokens import encode
 from ...moments.lookup import moments_told
 from ...pipeline import locate_then_edit
 from ...tracing.attribution import Estimates
 from ...tracing.decision import scaled_window
-from ...tracing.trace import FactRuns, check_values
+from ...tracing.trace import FactRuns, check_values, intervals
 from ..layers import sentences
 from .session import Session
 
@@ -50,9 +49,8 @@ def trace_job(session: Session, asked: dict, tell: Tell) -> Iterator[None]:
     found = np.empty((len(names), runs.layers, runs.samples), np.float32)
     for position in _order(end - 1, len(names)):
         found[position], words = runs.row(kind, window, position, _WORDS)
-        intervals = ends(resampled(found[position].T))
         tell({"event": "row", "position": position, "scores": found[position].mean(-1).tolist(),
-              "intervals": intervals.tolist(),
+              "intervals": intervals(found[position]).tolist(),
               "words": [_words(session, some) for some in words]})
         yield
     trace = runs.whole(kind, None, window, "all", found)
