@@ -118,8 +118,9 @@ def only(events: list[dict], name: str) -> list[dict]:
     return [event for event in events if event["event"] == name]
 
 
-@pytest.mark.parametrize("path, body", [("", None), ("explorer.js", None), ("state", None),
-                                        ("no/such", None), ("trace", TRACE), ("save", {})])
+@pytest.mark.parametrize("path, body", [
+    ("", None), ("cells.js", None), ("explorer.js", None), ("state", None), ("no/such", None),
+    ("trace", TRACE), ("save", {})])
 def test_without_the_token_every_path_is_refused(explorer, path, body):
     assert explorer.status(path, body, token=None) == 403
     assert explorer.status(path, body, token="another") == 403
@@ -128,7 +129,8 @@ def test_without_the_token_every_path_is_refused(explorer, path, body):
 
 
 def test_with_the_token_the_page_and_its_parts_are_there(explorer):
-    for path in ("", "explorer.js", "explorer.css", "state"):
+    scripts = ("cells.js", "plumbing.js", "map.js", "edit.js", "ask.js", "explorer.js")
+    for path in ("", *scripts, "explorer.css", "state"):
         assert explorer.status(path) == 200
         assert explorer.status(path, Host=f"localhost:{explorer.port}") == 200
     assert explorer.status("no/such") == 404
@@ -153,6 +155,7 @@ def test_a_trace_is_estimated_first_and_then_exact(explorer, kind):
     assert (fact["clean_prob"], fact["answer"]) == (whole.clean_prob, whole.answer)
     assert whole.decision.reason in events[-1]["told"][0]
     answered = [dict(words).get(whole.answer) for words in rows[3]["words"]]
+    np.testing.assert_allclose(rows[3]["intervals"], whole.intervals[3], rtol=0, atol=1e-6)
     for said, score, (low, high) in zip(answered, found[3], rows[3]["intervals"], strict=True):
         assert said is None or said == pytest.approx(score, abs=1e-6)
         assert low - 1e-6 <= score <= high + 1e-6

@@ -41,13 +41,13 @@ def benchmark_page(run: MeasuredRun, settings: dict) -> str:
 def _cell(name: str, value: dict, classes: str, cases: int) -> str:
     about, mean = measure(name), value["mean"]
     shown = (bar(mean, 100, classes, about.decimals) if about.share
-             else f"<div>{number(name, mean)}</div>")
+             else f'<div data-key="{mean:.9g}">{number(name, mean)}</div>')
     count = "" if value["n"] == cases else f", n {value['n']}"
     return f'{shown}<span class="soft small">{interval(name, value)}{count}</span>'
 
 
 def _change(name: str, value: dict) -> str:
-    return (f"<div>{number(name, value['mean'], '+')}</div>"
+    return (f'<div data-key="{value["mean"]:.9g}">{number(name, value["mean"], "+")}</div>'
             f'<span class="soft small">{interval(name, value, "+")}</span>')
 
 
@@ -65,7 +65,8 @@ def _free(found: dict, results: list[dict]) -> list[str]:
                   "the ones before it are given, as accuracy is mostly measured. Blue: the model, "
                   "left to itself, says it. Lines are 95 % intervals.", "soft small"),
         dumbbells(rows, "right with the tokens given, and said in free text"),
-        table(["Prompt", "The model goes on", "New answer", ""], _answers(results)))]
+        table(["Prompt", "The model goes on", "New answer", "In free text"],
+              _answers(results)))]
 
 
 def _answers(results: list[dict]) -> list[list[str]]:

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from html import escape
 
 from ..tracing.decision import first_candidate, scaled_window
-from . import charts
+from .charts import loss_lines
 from .layers import sentences
+from .maps import heat_map, layer_bars
 from .page import (
     bar,
     card,
@@ -24,6 +25,8 @@ from .page import (
 
 _MAPS = {"hidden": "one hidden state", "mlp": "{} MLPs around the layer",
          "attn": "{} attentions around the layer"}
+_HELP = ('<p class="soft small" id="help" hidden>Point at a cell, or use the arrow keys; click or '
+         "press Enter to hold it, Escape to let go.</p>")
 _ROLES = {"rewrite": "Rewrite", "paraphrase": "Paraphrase", "neighbor": "Neighbor"}
 
 
@@ -67,9 +70,11 @@ def _maps(result) -> str:
         paragraph(f"The subject (*) is hidden by noise, which lowers P({answer}) from "
                   f"{maps[0].clean_prob:.3f} to {maps[0].corrupted_prob:.3f}. Then one state of "
                   "the clean run is put back, at one token and one layer: the fuller the "
-                  f"colour, the more of P({answer}) returns. Layers run from left to right."),
-        grid(*(card("Restoring " + _MAPS[one.kind].format(one.window), charts.heat_map(one),
-                    paragraph(f"Full colour: {one.scores.max():.3f}", "soft small"))
+                  f"colour, the more of P({answer}) returns."), _HELP,
+        grid(*(card(f"P({answer}) with {_MAPS[one.kind].format(one.window)} put back",
+                    heat_map(one, result.edit.layers),
+                    paragraph(f"Empty: {one.corrupted_prob:.3f}, as with the subject hidden. "
+                              f"Full colour: {one.scores.max():.3f}.", "soft small"))
                for one in maps)))
 
 
@@ -81,9 +86,9 @@ def _layer(result) -> str:
         f"Layer {result.layer}",
         *(paragraph(sentence) for sentence in sentences(trace.decision, result.choice)),
         card(f"What {window} MLPs around each layer bring back at “{token}”, the subject's "
-             "last token", charts.layer_bars(
-                 trace.deciding_effect, kind="mlp", chosen=result.layer,
-                 first=first_candidate("mlp", window), label="indirect effect by layer")),
+             "last token", layer_bars(trace, chosen=result.layer,
+                                      first=first_candidate("mlp", window),
+                                      label="indirect effect by layer")),
         paragraph("Pale: windows that hold layer 0, which spells the token out; they have no say "
                   "in the decision. The bar that stands out is the layer that was edited.",
                   "soft small"))
@@ -95,7 +100,7 @@ def _losses(result) -> str:
         "Finding the new value",
         paragraph(f"{len(losses)} steps; at the end loss {last['total']:.3f}, of which target "
                   f"{last['nll']:.3f}, KL {last['kl']:.3f}, decay {last['decay']:.3f}."),
-        card("Loss by step", charts.loss_lines(losses)))
+        card("Loss by step", loss_lines(losses)))
 
 
 def _probabilities(result) -> str:
@@ -139,8 +144,8 @@ def _retrace(check) -> str:
         cards.append(card(
             f"{words}: P({trace.answer.strip()}) is {trace.clean_prob:.3f}, with the subject "
             f"hidden {trace.corrupted_prob:.3f}",
-            charts.layer_bars(trace.deciding_effect, kind="mlp", chosen=decision.layer,
-                              label=f"indirect effect by layer, {words.lower()}"),
+            layer_bars(trace, chosen=decision.layer,
+                       label=f"indirect effect by layer, {words.lower()}"),
             paragraph(f"peak at layer {decision.layer}"
                       f"{'' if decision.clear else ', not clear'}", "soft small")))
     return section("Traced again",

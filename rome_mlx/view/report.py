@@ -1,8 +1,9 @@
 """Pages for people: what an edit did, what a benchmark measured, what was done to a model. One
 HTML file each.
 
-They hold no script, fetch nothing, and follow the reader's light or dark setting. Every text that
-comes from a request, a model or a file is escaped.
+They fetch nothing, run no script but their own, which reads maps cell by cell and sorts tables, and
+follow the reader's light or dark setting. Every text that comes from a request, a model or a file
+is escaped.
 """
 
 from pathlib import Path

@@ -12,12 +12,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from ...errors import RomeError
-from ..page import STYLE
+from ..page import CELLS, STYLE
 from .jobs import ask_job, edit_job, trace_job
 from .session import Session
 from .worker import Worker
 
 _JOBS = {"trace": trace_job, "edit": edit_job, "ask": ask_job}
+_SCRIPTS = ("plumbing.js", "map.js", "edit.js", "ask.js", "explorer.js")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
                                "connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -88,12 +89,13 @@ def application(session: Session, worker: Worker, token: str, port: int) -> Star
 
 
 def _files(token: str) -> list[Route]:
-    """Routes of the page's three files; the page names the others with the token."""
-    read = {name: (files(__package__) / name).read_text("utf-8")
-            for name in ("explorer.html", "explorer.js", "explorer.css")}
-    served = {"/": (read["explorer.html"].replace("{token}", token), "text/html"),
-              "/explorer.js": (read["explorer.js"], "text/javascript"),
-              "/explorer.css": (STYLE + read["explorer.css"], "text/css")}
+    """Routes of the page and what it is made of; the page names the rest with the token."""
+    here = files(__package__)
+    page = (here / "explorer.html").read_text("utf-8").replace("{token}", token)
+    served = {"/": (page, "text/html"), "/cells.js": (CELLS, "text/javascript"),
+              "/explorer.css": (STYLE + (here / "explorer.css").read_text("utf-8"), "text/css")}
+    for name in _SCRIPTS:
+        served[f"/{name}"] = ((here / name).read_text("utf-8"), "text/javascript")
 
     def route(path: str, text: str, kind: str) -> Route:
         async def answer(request: Request) -> Response:
