@@ -48,7 +48,7 @@ images: .venv/.installed
 	  --target-new Rome --paraphrase "How do I get to the Louvre? It is in" \
 	  --neighbor "The Eiffel Tower is located in the city of" \
 	  --neighbor "The Colosseum is located in the city of" --report build/louvre.html
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1160,1560 \
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1160,2030 \
 	  --screenshot=docs/images/report.png build/louvre.html
 
 # Every notebook again, with its outputs.

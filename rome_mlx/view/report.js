@@ -1,6 +1,6 @@
 // A report's maps and bars are read cell by cell, and its tables sort.
 
-/** Below the box a place of fixed height, for the title of the cell that is read. */
+/** At the card's end a place of fixed height, for the title of the cell that is read. */
 function readable(box) {
   const place = document.createElement("p");
   place.className = "reading";
@@ -14,7 +14,8 @@ function readable(box) {
   box.tabIndex = 0;
   box.setAttribute("role", "group");
   box.setAttribute("aria-describedby", "help");
-  box.after(place);
+  box.setAttribute("aria-label", box.parentNode.querySelector("h3").textContent);
+  box.parentNode.append(place);
   const start = Number(box.dataset.start);
   cells.show(Math.floor(start / cells.columns), start % cells.columns);
 }
