@@ -30,7 +30,9 @@ def test_the_wheel_works_alone_and_finds_its_data(dist, tmp_path):
         names = wheel.namelist()
         wheel.extractall(tmp_path / "site")
     assert "rome_mlx/py.typed" in names and "rome_mlx/data/neutral.txt" in names
-    assert {f"rome_mlx/view/explorer/explorer.{end}" for end in ("html", "js", "css")} <= set(names)
+    view = ROOT / "rome_mlx/view"
+    parts = [path for end in ("html", "js", "css") for path in view.rglob(f"*.{end}")]
+    assert len(parts) == 10 and {str(path.relative_to(ROOT)) for path in parts} <= set(names)
     assert any(name.startswith("rome_mlx/data/moments/") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "rome_mlx", "rome_mlx_start.py"}
