@@ -40,8 +40,8 @@ lint: .venv/.installed-dev
 docs: .venv/.installed-dev
 	$(BIN)/mkdocs build --strict
 
-# The pictures of the README and the docs, on the default model; the last one in a browser.
-images: .venv/.installed
+# The pictures of the README and the docs, on the default model; the last two in a browser.
+images: .venv/.installed-dev
 	$(BIN)/rome-mlx trace --prompt "The {} is located in the city of" --subject "Eiffel Tower" \
 	  --plot docs/images/trace.png
 	$(BIN)/rome-mlx edit --prompt "{} is located in the city of" --subject "The Louvre" \
@@ -50,6 +50,7 @@ images: .venv/.installed
 	  --neighbor "The Colosseum is located in the city of" --report build/louvre.html
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1160,2030 \
 	  --screenshot=docs/images/report.png build/louvre.html
+	$(BIN)/python docs/explorer_picture.py
 
 # Every notebook again, with its outputs.
 notebooks: .venv/.installed-dev

@@ -1,0 +1,58 @@
+"""Draw docs/images/explorer.png: the default model's explorer in Chromium, some two minutes.
+
+  python docs/explorer_picture.py [--model MODEL] [--to FILE.png] [--width 1160] [--dark]
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+MINUTES = 60_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--to", default=str(Path(__file__).parent / "images/explorer.png"))
+    parser.add_argument("--width", type=int, default=1160)
+    parser.add_argument("--dark", action="store_true")
+    args = parser.parse_args()
+    chosen = ["--model", args.model] if args.model else []
+    server = subprocess.Popen([sys.executable, "-m", "rome_mlx", "explore", "--no-browser", *chosen],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        address = server.stdout.readline().strip()
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=shutil.which("chromium"),
+                                           args=["--no-sandbox", "--hide-scrollbars"])
+            page = browser.new_page(viewport={"width": args.width, "height": 900},
+                                    color_scheme="dark" if args.dark else "light")
+            page.set_default_timeout(20 * MINUTES)
+            page.goto(address)
+            used(page)
+            page.screenshot(path=args.to, full_page=True)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def used(page: Page) -> None:
+    """A fact traced, a cell held, another answer written, and both models asked."""
+    page.click("#trace button >> nth=0")
+    page.locator("#trace .status", has_text="every cell was run").wait_for()
+    page.locator("#map").press("Enter")
+    page.locator("#cell", has_text="95 % interval").wait_for()
+    page.click("#edit button >> nth=0")
+    page.locator("#checked tbody tr").nth(3).wait_for()
+    page.click("#ask button >> nth=0")
+    page.locator("#edited .word").nth(20).wait_for()
+
+
+if __name__ == "__main__":
+    main()
