@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
     chosen = ["--model", args.model] if args.model else []
-    server = subprocess.Popen([sys.executable, "-m", "rome_mlx", "explore", "--no-browser", *chosen],
-                              stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "rome_mlx", "explore", "--no-browser", *chosen]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         address = server.stdout.readline().strip()
         with sync_playwright() as play:
