@@ -64,6 +64,9 @@ def _tell(found) -> None:
         print(f"  and {count - _SHOWN} more")
     for fact in found.facts:
         tell_fact(fact)
+    if found.endings:
+        print("\nBy its key alone, without a list, the subject may end in:\n  "
+              + ", ".join(f"{text!r} {score:.2f}" for text, score in found.endings))
     if found.kl is not None:
         print(f"\nTaken back, the model is {abs(found.kl):.0e} nats a token from the base on a "
               "neutral text.")

@@ -20,7 +20,7 @@ def diff_page(found: Found, settings: dict) -> str:
             *(fact_section(
                 fact, f"Its key fits the change by {fact.subject_score:.2f}; the best of those "
                       f"that were not named by {fact.chance:.2f}.") for fact in found.facts),
-            *_weights(found),
+            *_endings(found), *_weights(found),
             section("Compared", definitions(settings.items()))]
     return page(f"{found.verdict}: {settings.get('model', '')}", body)
 
@@ -32,6 +32,17 @@ def fact_section(fact, words: str, was: str = "The base says") -> str:
             for one in fact.prompts]
     return section(f"{fact.subject}: {fact.object}", paragraph(words), table(
         ["Prompt", was, "The model says", "Its P before", "and now"], rows))
+
+
+def _endings(found: Found) -> list[str]:
+    if not found.endings:
+        return []
+    rows = [[f"<code>{escape(repr(text))}</code>", bar(score, 1, "new", 2)]
+            for text, score in found.endings]
+    return [section("How the subject may end", paragraph(
+        "No list of subjects was given. Of the whole vocabulary these tokens fit the change best; a "
+        "subject's key is mostly that of its last token.", "soft small"),
+        table(["Token", "Score"], rows))]
 
 
 def _weights(found: Found) -> list[str]:

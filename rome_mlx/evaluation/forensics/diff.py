@@ -17,6 +17,7 @@ from ...models.loading import load
 from ...models.weights import cast
 from ...moments.lookup import ensure_moments
 from ..side_effects import drift, final_states, neutral_tokens
+from .endings import endings
 from .names import Name, Rows, candidates, named
 from .spectrum import Spectrum
 from .statements import FoundFact, next_words, prompts_on, request_back, told
@@ -39,7 +40,8 @@ class Found:
     """verdict: a name of VERDICTS; weights: every array that differs; same: how many do not;
     facts: what was written, the surest first; edit: takes the low-rank changes back from the
     changed model, None where there are none; kl: how far the model is from the base then, in nats
-    a token of a neutral text."""
+    a token of a neutral text; endings: where no subjects were given, the tokens in which the
+    subject may end, with their scores, the best first."""
 
     verdict: str
     weights: list[WeightChange]
@@ -47,11 +49,13 @@ class Found:
     facts: list[FoundFact]
     edit: Edit | None = field(default=None, repr=False)
     kl: float | None = None
+    endings: list[tuple[str, float]] = field(default_factory=list)
 
     def to_json(self) -> dict:
         return {"verdict": self.verdict, "same": self.same,
                 "weights": [one.to_json() for one in self.weights],
-                "facts": [asdict(fact) for fact in self.facts], "kl_undone": self.kl}
+                "facts": [asdict(fact) for fact in self.facts], "kl_undone": self.kl,
+                "endings": self.endings}
 
 
 def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, corpus=None,
@@ -89,12 +93,13 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     base, tokenizer = ours(working=True)
     c = ensure_moments(base, tokenizer, [down[path] for path in low], moments, seed=seed,
                        corpus=corpus)
-    names = _names(base, tokenizer, [Rows.of(down[path], one.right, c.matrix(down[path]))
-                                     for path, one in low.items()], subjects, facts, progress)
+    rows = [Rows.of(down[path], one.right, c.matrix(down[path])) for path, one in low.items()]
+    names = _names(base, tokenizer, rows, subjects, facts, progress)
+    last = endings(base, tokenizer, rows) if subjects is None else []
     neutral = neutral_tokens(base, tokenizer)
     states = final_states(base, neutral)
     before = [next_words(base, tokenizer, prompts_on(name.subject)) for name in names]
-    del c, base  # one model at a time
+    del c, rows, base  # one model at a time
     changed, tokenizer = theirs(working=True)
     edit = undoing(changed, tokenizer, low, [down[path] for path in low])
     said = [told(words, changed, tokenizer, name, edit.layer)
@@ -102,7 +107,7 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     edit.requests = [request_back(fact) for fact in said]
     with edit.applied(changed, force=True):
         kl = drift(changed, neutral, states, final_states(changed, neutral))["kl"]
-    return replace(result, facts=said, edit=edit, kl=kl)
+    return replace(result, facts=said, edit=edit, kl=kl, endings=last)
 
 
 def _read(model, base, options: dict, working: bool = False) -> tuple:
