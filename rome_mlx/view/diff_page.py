@@ -39,10 +39,10 @@ def _endings(found: Found) -> list[str]:
         return []
     rows = [[f"<code>{escape(repr(text))}</code>", bar(score, 1, "new", 2)]
             for text, score in found.endings]
-    return [section("How the subject may end", paragraph(
-        "No list of subjects was given. Of the whole vocabulary these tokens fit the change best; a "
-        "subject's key is mostly that of its last token.", "soft small"),
-        table(["Token", "Score"], rows))]
+    words = ("No list of subjects was given. Of the whole vocabulary these tokens fit the change "
+             "best; a subject's key is mostly that of its last token.")
+    return [section("How the subject may end", paragraph(words, "soft small"),
+                    table(["Token", "Score"], rows))]
 
 
 def _weights(found: Found) -> list[str]:
