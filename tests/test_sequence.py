@@ -343,6 +343,17 @@ def test_the_change_that_is_carried_has_a_bounded_rank():
             assert delta.rank <= 32
 
 
+@pytest.mark.parametrize("editor", LONG)
+def test_a_few_facts_are_a_change_of_one_rank_each(editor):
+    with sequence(tiny_model("llama"), editor) as going:
+        list(going.write(REQUESTS[:4], batch=2))
+        assert {delta.rank for delta in going.edit().deltas.values()} == {4}
+        going.withdraw(REQUESTS[1])
+        edit = going.edit()
+    assert {delta.rank for delta in edit.deltas.values()} == {3}
+    alike(written(edit), closed_form(editor, edit))
+
+
 KILLED = """
     import sys, time
     sys.path[:0] = {tests!r}

@@ -49,6 +49,11 @@ class LeastSquares:
             raise RomeError("nothing has been written yet; add keys and their targets")
         return self._outside(_solved(self._normal, self._targets))
 
+    def factor(self, keys: np.ndarray) -> np.ndarray:
+        """A (d_in, n) of ΔW = T Aᵀ, at the keys (d_in, n) of everything that is held, T (d_out, n)
+        their targets: the change as thin as the keys are few."""
+        return self._outside(_solved(self._normal, self._inside(keys)))
+
     def _add(self, keys: np.ndarray, targets: np.ndarray, sign: float) -> None:
         inside = self._inside(keys)
         self._normal += sign * (inside @ inside.T)

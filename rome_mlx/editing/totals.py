@@ -127,7 +127,7 @@ class Solved:
         self._equations: dict[str, LeastSquares] = {}
         self._place: dict[str, tuple[int, int]] = {}  # of each text that is held: batch, column
         self._requests: dict[str, EditRequest] = {}
-        self._change: dict[str, np.ndarray] = {}  # ΔWᵀ (d_in, d_out)
+        self._change: dict[str, LowRank] = {}
         for layer in layers:
             path = decoder.path(layer, "down")
             self._equations[path], said = equations_at(method, hp, decoder, layer,
@@ -148,7 +148,7 @@ class Solved:
         for path, keys in edit.keys.items():
             targets = edit.targets[path]
             if path in self._change:
-                targets = targets + self._change[path].T @ keys
+                targets = targets + self._change[path].change.T @ keys
             arrays[f"{path}.keys"] = keys.T.astype(np.float32)
             arrays[f"{path}.targets"] = targets.T.astype(np.float32)
         self.batches.put(number, arrays)
@@ -176,7 +176,7 @@ class Solved:
         return [self._requests[name] for name in sorted(self._place, key=self._place.get)]
 
     def deltas(self) -> dict[str, LowRank]:
-        return {path: dense(change) for path, change in self._change.items()}
+        return dict(self._change)
 
     def written(self) -> dict[str, dict[str, np.ndarray]]:
         """The fields of an Edit that say where it wrote, in the order of the batches."""
@@ -213,8 +213,14 @@ class Solved:
                 for path in self._equations}
 
     def _solve(self) -> None:
-        self._change = {path: equations.change() for path, equations in self._equations.items()
-                        } if self._place else {}
+        """Of a rank of one a fact, while that is less than the weight's smaller side."""
+        self._change = {}
+        held = self.written() if self._place else {"keys": {}, "targets": {}}
+        for path, keys in held["keys"].items():
+            equations, targets = self._equations[path], held["targets"][path]
+            self._change[path] = (LowRank(equations.factor(keys), targets.T)
+                                  if keys.shape[1] < min(len(keys), len(targets))
+                                  else dense(equations.change()))
 
 
 def distinct(requests: Sequence[EditRequest]) -> list[EditRequest]:
