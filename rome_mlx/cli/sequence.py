@@ -103,7 +103,7 @@ def _tell(done: int, count: int, edit, result: dict) -> None:
 
 def _tell_cost(sequence, done: int, count: int, first: bool) -> None:
     """How far other text is moved, and, of the first batches, what that will be in the end: it
-    grows with the number of edits (docs/limits.md)."""
+    grows with the number of edits (docs/sequences.md)."""
     if not (found := sequence.disturbance()):
         return
     now = 100 * max(one["share"] for one in found.values())

@@ -165,7 +165,7 @@ class EditSequence:
     def disturbance(self) -> dict[str, dict[str, float]]:
         """How far all of it moves what the weights give for text: {module path: {"energy":
         E‖ΔWk‖² = tr(ΔCΔᵀ), "share": of the weight's own E‖Wk‖²}}, over the keys of C. The sum of
-        the energies is what perplexity follows (docs/limits.md). Empty for methods without C."""
+        the energies is what perplexity follows (docs/sequences.md). Empty for methods without C."""
         found: dict[str, dict[str, float]] = {}
         decoder, deltas = Decoder(self.model), self._total.deltas() if self.moments else {}
         for layer in self._layers(deltas):

@@ -34,7 +34,7 @@ PRESETS = named({
     "smollm2-135m": MemitHyperparameters(layers=(4, 5, 6), update_weight=20.0),
 })
 _AUTHORS = {"gpt2-xl", "gpt-j", "llama-3-8b"}
-_LAMBDA_BY_WIDTH = 0.65  # measured on the default model: 1,000 for 1,536 (docs/limits.md)
+_LAMBDA_BY_WIDTH = 0.65  # measured on the default model: 1,000 for 1,536 (docs/sequences.md)
 
 
 def memit(model, tokenizer, requests: EditRequest | Iterable[EditRequest], layers=None, *,
