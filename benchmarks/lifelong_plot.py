@@ -38,11 +38,13 @@ def main() -> None:
 def read(runs: list[str]) -> dict[str, dict[int, list[dict]]]:
     """{name of a line: {edits: what each seed measured}}."""
     lines: dict = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        about = json.loads((Path(run) / "measures/run.json").read_text())
-        name = f"{about['method']}, {about['batch']} a batch"
-        if about["hyperparameters"]:
-            name += " " + about["hyperparameters"]
+    settings = {run: json.loads((Path(run) / "measures/run.json").read_text()) for run in runs}
+    short = {run: f"{about['method']}, {about['batch']} a batch" for run, about in settings.items()}
+    for run, about in settings.items():
+        name, given = short[run], about["hyperparameters"]
+        if given and any(settings[other]["hyperparameters"] != given
+                         for other in runs if short[other] == name):
+            name += " " + given
         for file in sorted((Path(run) / "measures").glob("at_*.json")):
             found = json.loads(file.read_text())
             lines[name][found["edits"]].append(found)
