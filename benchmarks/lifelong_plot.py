@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 PANELS = (("likelier_all", "new answer likelier, all, %"),
           ("said_all", "new answer said, all, %"),
@@ -95,14 +96,20 @@ def draw(lines, width: int, path: str) -> None:
             axes.fill_between(x, [min(row) for row in rows], [max(row) for row in rows], alpha=0.2)
         axes.set_title(words, fontsize=9)
         axes.set_xscale("log")
+        counts = sorted({count for at in lines.values() for count in at})
+        axes.set_xticks([count / width for count in counts],
+                        [f"{count / width:.2g}" for count in counts], minor=False)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         if key == "perplexity":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
         else:
             axes.set_ylim(0, 102)
         axes.grid(alpha=0.3)
     figure.supxlabel("edits for each dimension of the keys", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 
