@@ -91,7 +91,7 @@ def commands(args, work: Path):
         yield name, COMMANDS[name]
     for tokens in args.tokens:
         filler = " ".join((FILLER * tokens).split()[:max(1, tokens - 11)])  # a token a word
-        for name in {"trace", "edit"} & set(args.commands):
+        for name in ("trace", "edit"):
             words = list(COMMANDS[name])
             words[words.index(FACT[1])] = f"{{}}, {filler}, is located in the city of"
             yield f"{name}, {tokens} tokens", words
