@@ -3,7 +3,8 @@
 A BLAS's threads wait for one another by spinning, several times in a product. Where another
 process has the processor that one of them needs, the rest of them spin, and two processes of two
 threads on two processors come to a small part of what one thread each would do. So the machine's
-load is watched, and the threads follow it. Products come out the same to the last bit.
+load is watched, and the threads follow it. With AVX-512
+products come out the same to the last bit, elsewhere but for the last bits.
 """
 
 import contextlib
