@@ -50,8 +50,8 @@ COMMANDS = {
     "edit": ["edit", *FACT, "--target-new", "Rome", "--layer", "4", "--moments", "{work}/moments",
              "--hyperparameters", "{work}/ridge.json", "--no-verify"],
 }
-MANY = ["edit", "--requests", "{work}/facts.json", "--method", "memit", "--layer", "4",
-        "--moments", "{work}/moments", "--no-verify"]
+MANY = ["edit", "--requests", "{work}/facts.json", "--method", "memit", "--hyperparameters",
+        "{work}/memit.json", "--moments", "{work}/moments", "--no-verify"]
 FILLER = "which was seen by many people on the day when it was shown to the public, "
 
 
@@ -72,6 +72,7 @@ def main() -> None:
     for name in args.models:
         with tempfile.TemporaryDirectory() as work:
             (Path(work) / "ridge.json").write_text('{"ridge": 0.01}')
+            (Path(work) / "memit.json").write_text('{"layers": [4]}')
             path = name if Path(name).exists() else made(name, Path(work) / "model")
             for command, words in commands(args, Path(work)):
                 words = [word.format(work=work, corpus=args.corpus)

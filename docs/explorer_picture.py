@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-MINUTES = 60_000
+MINUTE = 60_000
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
                                            args=["--no-sandbox", "--hide-scrollbars"])
             page = browser.new_page(viewport={"width": args.width, "height": 900},
                                     color_scheme="dark" if args.dark else "light")
-            page.set_default_timeout(20 * MINUTES)
+            page.set_default_timeout(10 * MINUTE)
             page.goto(address)
             used(page)
             page.screenshot(path=args.to, full_page=True)
@@ -51,7 +51,8 @@ def used(page: Page) -> None:
     page.click("#edit button >> nth=0")
     page.locator("#checked tbody tr").nth(3).wait_for()
     page.click("#ask button >> nth=0")
-    page.locator("#edited .word").nth(20).wait_for()
+    page.locator("#edited .word").first.wait_for()
+    page.locator("#ask .cancel:disabled").wait_for()
 
 
 if __name__ == "__main__":
