@@ -18,6 +18,7 @@ from .accel.packed import SLICE, unpacking_rate
 from .editing.layer_choice import layers_to_edit
 from .editing.method import Method
 from .editing.methods import METHODS, find_method
+from .editing.value import AT_ONCE
 from .errors import RomeError
 from .models.decoder import Decoder
 from .models.loading import load, loads_packed
@@ -38,6 +39,7 @@ _READING = 1.0e9  # bytes a second, from a disk's cache, cast included
 _READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
 _FACTORS = 2.5  # of width³: products, after counting a C, of the look at what was counted
 _CORPUS = 0.15e9  # bytes that a text to count over takes
+_KEPT = 2  # of a block's activations, what a gradient through it holds
 _TRACING = 1e9  # bytes that a trace's activations may take, by its default
 #: of the peak of large products, what each step reaches, by measurement
 _SHARES = {"trace": 0.45, "moments": 0.40, "value": 0.30, "reading": 0.26}
@@ -205,9 +207,10 @@ class _Work:
                              self._holding(contexts * 10))
         products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)
         square = 8 * self.width**2 * 2 if found.needs_moments else 0
+        together = min(cases, AT_ONCE) if found.equations else 1
         value = self._step("value", products, "value", 2 * steps * cases,
-                           max(square, self._holding(rows) * self.layers / 2
-                               + 16 * contexts * self.vocabulary))
+                           max(square, self._holding(together * rows, _KEPT * self.layers)
+                               + 16 * together * contexts * self.vocabulary))
         return [sampled, replace(value, seconds=value.seconds + layers * self.width**3 / 3e10)]
 
     def verification(self, traced: Step, cases: int) -> Step:
@@ -240,10 +243,10 @@ class _Work:
         mx.eval(a)
         return 2 * 1024**3 / min(_timed(lambda: mx.eval(a @ a)) for _ in range(5))
 
-    def _holding(self, rows: float) -> float:
-        """Bytes of a block's activations."""
+    def _holding(self, rows: float, blocks: float = 1) -> float:
+        """Bytes of so many blocks' activations."""
         slices = 4 * SLICE if self.packed else 0
-        return 4 * rows * numbers_a_token(self.decoder) + slices
+        return 4 * rows * blocks * numbers_a_token(self.decoder) + slices
 
 
 def _timed(work: Callable[[], None]) -> float:

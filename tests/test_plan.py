@@ -39,6 +39,15 @@ def test_more_work_takes_longer(directory, monkeypatch):
     assert work(command="edit") > work(command="edit", verification=False)
 
 
+def test_facts_that_are_written_together_are_held_together(directory):
+    def memory(cases, method):
+        return rm.plan(directory, cases=cases, method=method, verification=False).memory
+
+    assert memory(32, "memit") > 2 * memory(1, "memit")
+    assert memory(100, "memit") == memory(32, "memit")
+    assert memory(100, "rome") == memory(1, "rome")
+
+
 def test_missing_moments_are_counted_in(directory, tmp_path):
     names = [s.name for s in rm.plan(directory, "edit", moments=tmp_path).steps]
     assert "moments" in names

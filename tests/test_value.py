@@ -77,7 +77,7 @@ def test_the_ball_is_descended_by_directions_and_along_its_surface():
 
 
 def test_more_requests_than_a_batch_holds_are_all_optimised(monkeypatch):
-    monkeypatch.setattr("rome_mlx.editing.value._BATCH", 2)
+    monkeypatch.setattr("rome_mlx.editing.value.AT_ONCE", 2)
     model = tiny_model("llama")
     values = optimize(model, REQUESTS)
     alone, = optimize(model, REQUESTS[2:])

@@ -25,7 +25,7 @@ from .key import in_contexts
 from .step_rules import STEP_RULES
 
 _KL_PROMPT = "{} is a"
-_BATCH = 32  # requests; bounds the logits held at once
+AT_ONCE = 32  # requests; bounds the logits held at once
 _LOSSES = ("total", "nll", "kl", "decay", "probability")
 
 
@@ -91,8 +91,8 @@ def optimize_values(decoder: Decoder, tokenizer, requests: Sequence, templates, 
     values = []
     with decoder.fast(), \
             fast_rotations(decoder.model):
-        for i in range(0, len(requests), _BATCH):
-            batch = requests[i: i + _BATCH]
+        for i in range(0, len(requests), AT_ONCE):
+            batch = requests[i: i + AT_ONCE]
             rows = _rows(tokenizer, batch, templates)
             suffixes, unedited = _suffixes(decoder, rows, layer, part)
             values += _optimize(decoder, suffixes, unedited, layer, hp, part, report)
