@@ -1,4 +1,5 @@
-"""Draw docs/images/explorer.png: the default model's explorer in Chromium, some two minutes.
+"""Draw docs/images/explorer.png and explorer-map.png, its first section: the default model's
+explorer in Chromium, half a minute.
 
   python docs/explorer_picture.py [--model MODEL] [--to FILE.png] [--width 1160] [--dark]
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 MINUTE = 60_000
+TRACED = 820  # pixels, to where the first section ends
 
 
 def main() -> None:
@@ -36,6 +38,9 @@ def main() -> None:
             page.goto(address)
             used(page)
             page.screenshot(path=args.to, full_page=True)
+            page.screenshot(path=Path(args.to).with_stem(Path(args.to).stem + "-map"),
+                            full_page=True, clip={"x": 0, "y": 0, "width": args.width,
+                                                  "height": TRACED})
             browser.close()
     finally:
         server.terminate()
