@@ -1,5 +1,6 @@
 """The BLAS's threads: as many as other processes leave room for."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -96,9 +97,16 @@ def test_beside_processes_on_every_processor_one_thread_is_left(monkeypatch):
     assert out == "1"
 
 
+def core_of(library) -> str:
+    """Whose code OpenBLAS chose."""
+    name = library.openblas_get_corename
+    name.restype = ctypes.c_char_p
+    return name().decode()
+
+
 @applies
 def test_products_are_the_same_bits_with_as_many_threads_and_but_rounded_with_others():
-    """With AVX-512 OpenBLAS gives the same bits with any number of them, with AVX2 it does not."""
+    """OpenBLAS's code for Haswell alone was seen to round otherwise with another number of them."""
     from rome_mlx.accel import blas
 
     library, found = blas.loaded, []
@@ -113,5 +121,7 @@ def test_products_are_the_same_bits_with_as_many_threads_and_but_rounded_with_ot
     finally:
         library.threads = most
     one, many = found[:2]
+    if library.name != "OpenBLAS" or core_of(library) != "Haswell":
+        assert mx.array_equal(one, many)
     assert mx.array_equal(one, found[2]) and mx.array_equal(many, found[3])
     assert mx.abs(one - many).max() <= 2e-6 * mx.abs(one).max()

@@ -3,8 +3,8 @@
 A BLAS's threads wait for one another by spinning, several times in a product. Where another
 process has the processor that one of them needs, the rest of them spin, and two processes of two
 threads on two processors come to a small part of what one thread each would do. So the machine's
-load is watched, and the threads follow it. With AVX-512
-products come out the same to the last bit, elsewhere but for the last bits.
+load is watched, and the threads follow it. Products come out the same but for the last bits, which
+depend on their number where OpenBLAS runs its code for Haswell.
 """
 
 import contextlib
