@@ -11,7 +11,7 @@ and they are made in seconds), the default model's vocabulary and tokenizer, flo
 groups of 64; or one that is there. Each command runs in a process of its own, whose peak memory the
 system tells; moments are counted once, on --corpus, before the edit. --tokens adds traces and edits
 of longer prompts, --facts edits of many facts by MEMIT. The share of the peak is the arithmetic of
-the plan, by the processor's time and what a large product reaches on as many cores.
+the plan, by the command's seconds and what a large product reaches.
 """
 
 import argparse

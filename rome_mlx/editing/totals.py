@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from ..errors import RomeError
 from ..facts import EditRequest
 from ..models.decoder import Decoder
+from ..models.weights import weight_shape
 from ..storage.files import in_one_piece
 from .edit import Edit
 from .least_squares import LeastSquares
@@ -134,6 +135,8 @@ class Solved:
                                                        moments.matrix(layer), earlier)
             for name, about in said.items():
                 self.details.setdefault(name, []).append({"layer": layer, **about})
+        self._side = min(side for layer in layers
+                         for side in weight_shape(decoder.module(layer, "down")))
         self.options = {"written": self._equations}
 
     def leave(self, requests: Sequence[EditRequest]) -> bool:
@@ -213,14 +216,18 @@ class Solved:
                 for path in self._equations}
 
     def _solve(self) -> None:
-        """Of a rank of one a fact, while that is less than the weight's smaller side."""
-        self._change = {}
-        held = self.written() if self._place else {"keys": {}, "targets": {}}
-        for path, keys in held["keys"].items():
-            equations, targets = self._equations[path], held["targets"][path]
-            self._change[path] = (LowRank(equations.factor(keys), targets.T)
-                                  if keys.shape[1] < min(len(keys), len(targets))
-                                  else dense(equations.change()))
+        """Of a rank of one a fact, while that is less than the weight's smaller side: only then
+        are the batches read again."""
+        if not self._place:
+            self._change = {}
+        elif len(self._place) < self._side:
+            held = self.written()
+            self._change = {path: LowRank(equations.factor(held["keys"][path]),
+                                          held["targets"][path].T)
+                            for path, equations in self._equations.items()}
+        else:
+            self._change = {path: dense(equations.change())
+                            for path, equations in self._equations.items()}
 
 
 def distinct(requests: Sequence[EditRequest]) -> list[EditRequest]:
