@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import mlx.core as mx
 import numpy as np
+from lifelong import pieces, request_of
 
 import rome_mlx as rm
-from rome_mlx.editing.key import read_keys
+from rome_mlx.editing.key import in_contexts, read_keys
 from rome_mlx.evaluation.collapse import perplexity
 from rome_mlx.models.decoder import Decoder
-from rome_mlx.models.tokens import encode
 
-LAMBDA, FACTS, PIECES, LONG = 0.65, 300, 40, 128
+LAMBDA, FACTS = 0.65, 300
 
 
 def main() -> None:
@@ -40,7 +40,8 @@ def main() -> None:
     model, tokenizer = rm.load(args.model, dtype="float32")
     decoder, corpus = Decoder(model), Path(args.corpus).read_text()
     moments = rm.second_moments(model, tokenizer, args.layers, args.corpus, args.tokens)
-    texts = [about(record) for record in json.loads(Path(args.edits).read_text())[4000:][:FACTS]]
+    records = json.loads(Path(args.edits).read_text())[4000:][:FACTS]
+    texts = [in_contexts(request_of(record), ["{}"])[0] for record in records]
     read = {layer: [read_keys(decoder, tokenizer, texts[i: i + 50], layer)
                     for i in range(0, FACTS, 50)] for layer in args.layers}
     rows = pieces(tokenizer, corpus)
@@ -65,20 +66,6 @@ def main() -> None:
         print(f"{share:5} energy {sum(energies):9.2f}  parts {', '.join(f'{x:.4f}' for x in parts)}"
               f"  perplexity x{times:.4f}  log / energy {np.log(times) / sum(energies):.5f}, "
               f"/ parts {np.log(times) / sum(parts):.3f}", flush=True)
-
-
-def about(record: dict) -> tuple[str, tuple[int, int]]:
-    """(text, characters of the subject)"""
-    fact = rm.Fact.from_text(record["prompt"], record["subject"])
-    start = fact.prompt.index("{}")
-    return fact.prompt.replace("{}", fact.subject), (start, start + len(fact.subject))
-
-
-def pieces(tokenizer, text: str) -> list[list[int]]:
-    ids = encode(tokenizer, text[-10 * LONG * PIECES:]).ids
-    first = [ids[0]] if ids[0] == tokenizer.bos_token_id else []
-    ids = ids[len(first):]
-    return [first + ids[i: i + LONG] for i in range(0, len(ids) - LONG, LONG)][-PIECES:]
 
 
 if __name__ == "__main__":

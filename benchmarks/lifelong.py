@@ -32,6 +32,7 @@ from rome_mlx.intervals import mean_interval  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
 from rome_mlx.models.identity import Identity  # noqa: E402
 from rome_mlx.models.probabilities import said, token_scores  # noqa: E402
+from rome_mlx.models.sampling import beginning  # noqa: E402
 from rome_mlx.models.tokens import encode  # noqa: E402
 from rome_mlx.moments.lookup import ensure_moments  # noqa: E402
 from rome_mlx.storage.run_store import Item, Run  # noqa: E402
@@ -105,7 +106,7 @@ class Measuring:
         self.run, self.model, self.tokenizer, self.records = run, model, tokenizer, records
         texts = [one["Text"] for one in json.loads(Path(args.texts).read_text())]
         self.rows = {"texts": self._ids(texts[::max(1, len(texts) // args.read)]),
-                     "wikipedia": self._pieces(Path(args.corpus).read_text())}
+                     "wikipedia": pieces(tokenizer, Path(args.corpus).read_text())}
         self.before = run.map([Item("unedited", {})], lambda group, todo: {0: self._unedited()})[0]
 
     def at(self, count: int, sequence) -> dict:
@@ -162,9 +163,12 @@ class Measuring:
     def _ids(self, texts) -> list[list[int]]:
         return [encode(self.tokenizer, text).ids[:256] for text in texts]
 
-    def _pieces(self, text: str) -> list[list[int]]:
-        ids = encode(self.tokenizer, text[-10 * 128 * WIKIPEDIA:]).ids
-        return [ids[i: i + 128] for i in range(0, len(ids) - 128, 128)][-WIKIPEDIA:]
+
+def pieces(tokenizer, text: str) -> list[list[int]]:
+    """The text's last pieces, each begun as the tokenizer begins a text."""
+    first = beginning(tokenizer)
+    ids = encode(tokenizer, text[-10 * 128 * WIKIPEDIA:]).ids[len(first):]
+    return [first + ids[i: i + 128] for i in range(0, len(ids) - 128, 128)][-WIKIPEDIA:]
 
 
 def interval(values) -> dict:

@@ -65,8 +65,9 @@ def _tell(found) -> None:
     for fact in found.facts:
         tell_fact(fact)
     if found.endings:
-        print("\nBy its key alone, without a list, the subject may end in:\n  "
-              + ", ".join(f"{text!r} {score:.2f}" for text, score in found.endings))
+        print("\nBy its key alone, without a list, the subject may end in:")
+        for text, score in found.endings:
+            print(f"  {score:.2f}  {text!r}")
     if found.kl is not None:
         print(f"\nTaken back, the model is {abs(found.kl):.0e} nats a token from the base on a "
               "neutral text.")
