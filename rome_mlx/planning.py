@@ -31,7 +31,7 @@ from .models.weights import (
 from .moments.lookup import find_moments
 from .moments.quality import THIN
 from .tracing.decision import scaled_window
-from .tracing.trace import numbers_a_token
+from .tracing.restore import numbers_a_token
 
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
 _START = 4.0, 0.25e9  # seconds and bytes of the imports and the tokenizer

@@ -15,8 +15,8 @@ import numpy as np
 from ..facts import Fact
 from .decision import scaled_window
 from .gradients import Gradients
-from .restore import window_cells
-from .trace import KINDS, FactRuns, Trace, check_values, numbers_a_token
+from .restore import numbers_a_token, window_cells
+from .trace import KINDS, FactRuns, Trace, check_values
 
 _SHARE = 0.03  # of the cells, recomputed exactly by `checked`
 _OPEN = 9  # windows that a layer is in, at most, of those that are computed

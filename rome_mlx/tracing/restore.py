@@ -192,3 +192,13 @@ class Restoration:
             return mx.concatenate([first.astype(out.dtype), out[:, 1:]], axis=1)
 
         return put
+
+
+def rows_within(decoder: Decoder, tokens: int, memory: float) -> int:
+    """How many rows of `tokens` tokens fit into `memory` GB."""
+    return max(1, int(memory * 1e9 / (4 * numbers_a_token(decoder) * max(1, tokens))))
+
+
+def numbers_a_token(decoder: Decoder) -> int:
+    """Floats that a token takes in a block: about six MLP-wide and eight residual-wide arrays."""
+    return 6 * decoder.key_width + 8 * decoder.dim

@@ -16,7 +16,7 @@ from ..models.probabilities import log_probabilities, top_words
 from ..models.tokens import encode
 from .corruption import Corruption, corruption
 from .decision import Decision, decide, first_candidate, scaled_window
-from .restore import Cell, Restoration, hidden_cells, window_cells
+from .restore import Cell, Restoration, hidden_cells, rows_within, window_cells
 from .runs import run
 
 KINDS = ("hidden", "mlp", "attn")
@@ -258,7 +258,7 @@ class FactRuns:
         return self._restoration("mlp", None).scores(self.subject[1] - 1, cells).mean(-1)
 
     def _restoration(self, kind: str, severed: str | None) -> Restoration:
-        rows = _rows(self.decoder, len(self.ids) - self.subject[0], self.memory)
+        rows = rows_within(self.decoder, len(self.ids) - self.subject[0], self.memory)
         return Restoration(self.decoder, self.clean, self.corrupted, self.answer, kind, severed,
                            rows)
 
@@ -295,13 +295,3 @@ def _positions(token_range, begin: int, end: int, tokens: int) -> list[int]:
         raise RomeError(f"token range {token_range!r} holds no token; give all, subject_last "
                         f"or (begin, end) within 0 to {tokens}")
     return positions
-
-
-def _rows(decoder: Decoder, tokens: int, memory: float) -> int:
-    """How many rows of `tokens` tokens fit into `memory` GB."""
-    return max(1, int(memory * 1e9 / (4 * numbers_a_token(decoder) * max(1, tokens))))
-
-
-def numbers_a_token(decoder: Decoder) -> int:
-    """Floats that a token takes in a block: about six MLP-wide and eight residual-wide arrays."""
-    return 6 * decoder.key_width + 8 * decoder.dim
