@@ -5,7 +5,7 @@ import string
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from ..models.probabilities import said, token_scores
+from ..models.probabilities import Said, said, token_scores
 from ..models.tokens import encode
 
 TOKENS = 40  # generated at most
@@ -30,12 +30,19 @@ def exactly(text: str, answers: Iterable[str]) -> bool:
     return normal(text) in {normal(answer) for answer in answers} - {""}
 
 
-def asked(model, tokenizer, questions: Sequence[tuple[str, str]]) -> list[dict]:
-    """For each (prompt, target): what the model says, greedily until it stops or `TOKENS` tokens,
-    whether it stopped, and whether the target's tokens are each the first choice when the ones
-    before are given (teacher forcing)."""
-    texts = said(model, tokenizer, [(encode(tokenizer, prompt).ids, TOKENS)
-                                    for prompt, _ in questions])
+def continued(model, tokenizer, prompts: Sequence[str], edits: Sequence | None = None
+              ) -> list[Said]:
+    """What the model says after each prompt, greedily until it stops or `TOKENS` tokens; edits: as
+    for `said`."""
+    return said(model, tokenizer, [(encode(tokenizer, prompt).ids, TOKENS) for prompt in prompts],
+                edits)
+
+
+def answered(model, tokenizer, questions: Sequence[tuple[str, str]], texts: Sequence[Said]
+             ) -> list[dict]:
+    """For each (prompt, target) what the model says, given as `texts`, whether it stopped, and
+    whether the target's tokens are each the first choice when the ones before are given (teacher
+    forcing)."""
     forced = token_scores(model, tokenizer, questions)
     return [{"prompt": prompt, "text": answer.text, "ended": answer.ended,
              "forced": all(first for _, first in tokens)}

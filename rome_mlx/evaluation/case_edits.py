@@ -53,20 +53,24 @@ class Editing:
         """A case as it is asked after the edit: in context, with the fact said before."""
         return case.told() if self.method == "context" else case
 
-    @contextmanager
-    def edited(self, cases: Sequence, kept: bool = False) -> Iterator[None]:
-        """The model with all that these cases request written, where there is an editor.
+    def kept_edit(self, cases: Sequence):
+        """The edit of these cases, computed where there is none yet; None without an editor."""
+        if self.editor is None:
+            return None
+        directory = self.directory / str(cases[0].case_id)
+        if not directory.exists():
+            with self.edited(cases):
+                pass
+        return load_edit(directory)
 
-        kept: read the edit that was computed before, if it is there. What is computed is kept.
-        """
+    @contextmanager
+    def edited(self, cases: Sequence) -> Iterator[None]:
+        """The model with all that these cases request written, where there is an editor; what is
+        computed is kept."""
         if self.editor is None:
             yield
             return
         directory = self.directory / str(cases[0].case_id)
-        if kept and directory.exists():
-            with load_edit(directory).applied(self.model):
-                yield
-            return
         requests = [request for case in cases for request in case.requests]
         if len(requests) == 1 or (len(cases) <= self.batch and not self.editor.one_by_one):
             edit = self.editor.write(self.model, self.tokenizer,

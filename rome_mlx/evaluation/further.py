@@ -6,6 +6,7 @@ measures are made from these files anew, as the benchmark's own are.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from ..errors import RomeError
 from ..models.identity import Identity
 from ..storage.files import read_json
 from ..storage.run_store import Item, Run
+from .answers import continued
 from .probes import PROBES, find_probe
+
+_TOGETHER = 16  # cases of which a measure is taken before it is kept
 
 
 def measure_further(name: str, cases: Sequence, groups: Sequence[Sequence[int]], path: Path,
@@ -28,25 +32,43 @@ def measure_further(name: str, cases: Sequence, groups: Sequence[Sequence[int]],
     if not any(asked):
         raise RomeError(f"the measure {name!r} needs {probe.needs}, which no case has")
     asked = [(group, some) for group, some in zip(groups, asked, strict=True) if some]
-    model, tokenizer = editing.model, editing.tokenizer
 
-    def measured(group, some) -> dict:
-        before = {i: unedited.get(name, asdict(cases[i]), cases[i].request.text,
-                                  lambda i=i: probe.read(model, tokenizer, cases[i]))
-                  for i in some}
-        if editing.method == "none":
-            now = before
-        else:
-            with editing.edited([cases[i] for i in group], kept=True):
-                now = {i: probe.read(model, tokenizer, editing.asked(cases[i])) for i in some}
-        return {"cases": [{"case_id": cases[i].case_id, "pre": before[i], "post": now[i]}
-                          for i in some]}
+    def measured(todo: list[int]) -> dict[int, dict]:
+        whose = [i for edit in todo for i in asked[edit][1]]
+        before = unedited.several(
+            name, [(asdict(cases[i]), cases[i].request.text) for i in whose],
+            lambda missing: _read(probe, editing, [cases[whose[i]] for i in missing]))
+        now = before
+        if editing.method != "none":
+            edits = [edit for one in todo for group, some in [asked[one]] for edit in
+                     [editing.kept_edit([cases[i] for i in group])] * len(some)]
+            now = _read(probe, editing, [editing.asked(cases[i]) for i in whose], edits)
+        found = {i: {"case_id": cases[i].case_id, "pre": pre, "post": post}
+                 for i, pre, post in zip(whose, before, now, strict=True)}
+        return {edit: {"cases": [found[i] for i in asked[edit][1]]} for edit in todo}
 
-    run = Run(path / name, {"measure": name}, Identity.of(model))
+    run = Run(path / name, {"measure": name}, Identity.of(editing.model))
     run.map([Item(f"edit_{cases[group[0]].case_id}",
                   {"group": [cases[i].case_id for i in group]}) for group, _ in asked],
-            lambda _, todo: {i: measured(*asked[i]) for i in todo}, progress=progress,
-            unit=name, check=lambda found: [_values(name, one, "post") for one in found["cases"]])
+            lambda _, todo: measured(todo), together=max(1, _TOGETHER // len(groups[0])),
+            progress=progress, unit=name,
+            check=lambda found: [_values(name, one, "post") for one in found["cases"]])
+
+
+def _read(probe, editing, cases: Sequence, edits: Sequence | None = None) -> list[dict]:
+    """What the model says to each case, with the case's edit where there are such."""
+    model, tokenizer = editing.model, editing.tokenizer
+    edits = [None] * len(cases) if edits is None else edits
+    prompts = [probe.prompts(tokenizer, case) if probe.prompts else [] for case in cases]
+    texts = iter(continued(model, tokenizer, [prompt for some in prompts for prompt in some],
+                           [edit for some, edit in zip(prompts, edits, strict=True)
+                            for _ in some]))
+    found = []
+    for case, edit, some in zip(cases, edits, prompts, strict=True):
+        own = [[next(texts) for _ in some]] if probe.prompts else []
+        with edit.applied(model) if edit else nullcontext():
+            found.append(probe.read(model, tokenizer, case, *own))
+    return found
 
 
 def with_further(path: str | Path, results: Sequence[dict]) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -41,6 +41,19 @@ class Kept:
         about: all that the value depends on beside the model, a dict that JSON can hold; text:
         one whose tokens stand for the tokenizer.
         """
+        return self.run.one(self._item(what, about, text), lambda: {"value": compute()})["value"]
+
+    def several(self, what: str, asked: Sequence[tuple[dict, str]],
+                compute: Callable[[list[int]], Sequence]) -> list:
+        """As `get` for each (about, text); compute: indices of what is missing -> their values."""
+        items = [self._item(what, *one) for one in asked]
+        found = [self.run.cached(item) for item in items]
+        missing = [i for i, result in enumerate(found) if result is None]
+        for i, value in zip(missing, compute(missing) if missing else (), strict=True):
+            found[i] = {"value": value}
+            self.run.write(items[i], found[i])
+        return [result["value"] for result in found]
+
+    def _item(self, what: str, about: dict, text: str) -> Item:
         about = {"what": what, **about, "ids": encode(self.tokenizer, text).ids if text else []}
-        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        return self.run.one(Item(name, {"about": about}), lambda: {"value": compute()})["value"]
+        return Item(hashlib.sha256(json.dumps(about).encode()).hexdigest(), {"about": about})

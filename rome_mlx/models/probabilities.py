@@ -13,6 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..accel.linux_cpu import log_sum_exp
 from .decoder import Decoder, aligned
+from .side_by_side import side_by_side
 from .tokens import encode, encode_with_target
 
 _ROWS = 64  # run at once
@@ -133,15 +134,25 @@ class Said(NamedTuple):
     ended: bool
 
 
-def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]]) -> list[Said]:
+def said(model, tokenizer, prompts: Sequence[tuple[Sequence[int], int]],
+         edits: Sequence | None = None) -> list[Said]:
     """What mlx-lm generates for each (ids of a prompt, tokens at most): prompts side by side, since
-    every step reads all of the weights."""
+    every step reads all of the weights.
+
+    edits: for every prompt the low-rank edit that it is asked with, beside what is applied, or
+    None.
+    """
     decoder = Decoder(model)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
-    with decoder.fast():
-        generated = [ids for i in range(0, len(prompts), _ROWS) for ids in
-                     _generated(decoder, tokenizer.eos_token_ids, prompts[i: i + _ROWS])]
+    edits = [None] * len(prompts) if edits is None else edits
+    own = {id(edit): edit for edit in edits}  # each once, however many prompts it has
+    number = {name: i for i, name in enumerate(own)}
+    generated: list[list[int]] = []
+    with side_by_side(model, own.values()) as choose, decoder.fast():
+        for i in range(0, len(prompts), _ROWS):
+            choose([number[id(edit)] for edit in edits[i: i + _ROWS]])
+            generated += _generated(decoder, tokenizer.eos_token_ids, prompts[i: i + _ROWS])
     return [Said(ids[0], _text(tokenizer, ids), ids[-1] in tokenizer.eos_token_ids)
             for ids in generated]
 

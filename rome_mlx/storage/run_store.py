@@ -87,14 +87,18 @@ class Run:
 
     def one(self, item: Item, compute: Callable[[], dict]) -> dict:
         """One item's result, for a cache: a damaged file is replaced, and ranks do not share."""
-        try:
-            found = self._read(item, lambda result: None)
-        except RomeError:
-            found = None
+        found = self.cached(item)
         if found is None:
             found = _plain(item.about) | compute()
             self._write(item, found)
         return found
+
+    def cached(self, item: Item) -> dict | None:
+        """As `read`, for a cache: None for a damaged file, which `write` replaces."""
+        try:
+            return self.read(item)
+        except RomeError:
+            return None
 
     def read(self, item: Item) -> dict | None:
         """An item's file, None without one. Raises RomeError for one that is damaged or says

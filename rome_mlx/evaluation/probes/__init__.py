@@ -16,7 +16,8 @@ class Probe(NamedTuple):
     needs: what a case must have, in words; applies: whether a case has it; read: (model,
     tokenizer, case) -> what the model says, a dict that JSON can hold; measures: (now, before) ->
     {measure: value}, before None for the unedited model; together: once for the cases that are
-    edited together.
+    edited together; prompts: (tokenizer, case) -> prompts whose continuations `read` takes as a
+    fourth argument, so that those of many edits are written side by side.
     """
 
     needs: str
@@ -24,6 +25,7 @@ class Probe(NamedTuple):
     read: Callable[..., dict]
     measures: Callable[[dict, dict | None], dict[str, float]]
     together: bool = False
+    prompts: Callable[..., list[str]] | None = None
 
 
 def _worded(case) -> bool:
@@ -32,7 +34,8 @@ def _worded(case) -> bool:
 
 _RELATION = "a relation of CounterFact, such as P36, and a true answer"
 PROBES = {
-    "wild": Probe("a prompt", lambda case: True, wild.read, wild.measures),
+    "wild": Probe("a prompt", lambda case: True, wild.read, wild.measures,
+                  prompts=wild.prompts),
     "distractor": Probe("neighbors", lambda case: bool(case.neighbors), locality.read_distractor,
                         locality.measures_distractor),
     "relations": Probe(
@@ -42,7 +45,7 @@ PROBES = {
     "negation": Probe(_RELATION, _worded, locality.read_negation, locality.measures_negation),
     "reversal": Probe(_RELATION, _worded, locality.read_reversal, locality.measures_reversal),
     "hops": Probe("a chain, as MQuAKE's", lambda case: isinstance(case, ChainCase), hops.read,
-                  hops.measures),
+                  hops.measures, prompts=hops.prompts),
     "ability": Probe("nothing", lambda case: True, ability.read, ability.measures, together=True),
 }
 

@@ -6,24 +6,33 @@ the model has one.
 """
 
 from ...models.probabilities import chat_text
-from ..answers import asked, says
+from ..answers import answered, says
 from ..metrics import target_scores
 
 
-def read(model, tokenizer, case) -> dict:
+def prompts(tokenizer, case) -> list[str]:
+    """What is continued: what asks for the chain's end, and its single steps."""
+    return [*_ends(tokenizer, case), *(case.ask(hop.cloze) for hop in case.hops)]
+
+
+def read(model, tokenizer, case, texts) -> dict:
     """Answers to the chain's questions and to its single steps, and of the chain's the NLL a token
     of the answers after and before the edit."""
-    ends = [*(chat_text(tokenizer, case.ask(one)) or case.ask(one) for one in case.questions),
-            *map(case.ask, case.clozes)]
+    ends = _ends(tokenizer, case)
     new, old = case.new_answers[0], case.old_answers[0]
     steps = [(case.ask(hop.cloze), hop.answers[0]) for hop in case.hops]
-    answers = asked(model, tokenizer, [*((text, new) for text in ends), *steps])
+    answers = answered(model, tokenizer, [*((text, new) for text in ends), *steps], texts)
     scores = target_scores(model, tokenizer, [(text, one) for text in ends for one in (new, old)])
     return {"hops": len(case.hops), "new": case.new_answers, "old": case.old_answers,
             "ends": [answer | {"target_new": a.nll, "target_true": b.nll} for answer, a, b
                      in zip(answers, scores[::2], scores[1::2], strict=False)],
             "steps": [answer | {"answers": hop.answers} for answer, hop
                       in zip(answers[len(ends):], case.hops, strict=True)]}
+
+
+def _ends(tokenizer, case) -> list[str]:
+    return [*(chat_text(tokenizer, case.ask(one)) or case.ask(one) for one in case.questions),
+            *map(case.ask, case.clozes)]
 
 
 def measures(now: dict, before: dict | None) -> dict[str, float]:

@@ -6,21 +6,31 @@ where the answer's earlier tokens are given and its length is known.
 """
 
 from ...models.probabilities import chat_text
-from ..answers import asked, exactly, says
+from ..answers import answered, exactly, says
 
 
-def read(model, tokenizer, case) -> dict:
+def prompts(tokenizer, case) -> list[str]:
+    """What is continued: all groups' prompts, one after another."""
+    return [prompt for some in _groups(tokenizer, case).values() for prompt in some]
+
+
+def read(model, tokenizer, case, texts) -> dict:
     """{group: answers}, groups rewrite, paraphrase and, for a model with a chat template and a
     case with a question, chat; with "answers" and what they replace."""
-    prompts = {"rewrite": [case.ask(case.request.text)],
-               "paraphrase": [case.ask(prompt) for prompt in case.paraphrases]}
-    if case.question and (chat := chat_text(tokenizer, case.ask(case.question))):
-        prompts["chat"] = [chat]
-    flat = [(prompt, case.request.target_new) for some in prompts.values() for prompt in some]
-    answers = iter(asked(model, tokenizer, flat))
+    groups = _groups(tokenizer, case)
+    flat = [(prompt, case.request.target_new) for some in groups.values() for prompt in some]
+    answers = iter(answered(model, tokenizer, flat, texts))
     return {"answers": [case.request.target_new],
             "instead": [case.request.target_true] if case.request.target_true else [],
-            **{group: [next(answers) for _ in some] for group, some in prompts.items()}}
+            **{group: [next(answers) for _ in some] for group, some in groups.items()}}
+
+
+def _groups(tokenizer, case) -> dict[str, list[str]]:
+    groups = {"rewrite": [case.ask(case.request.text)],
+              "paraphrase": [case.ask(prompt) for prompt in case.paraphrases]}
+    if case.question and (chat := chat_text(tokenizer, case.ask(case.question))):
+        groups["chat"] = [chat]
+    return groups
 
 
 def measures(now: dict, before: dict | None) -> dict[str, float]:
