@@ -2,10 +2,11 @@
 
   python benchmarks/results.py runs/rome runs/ft runs/none --page docs/results.md
   python benchmarks/results.py runs/qa-rome runs/qa-context --page docs/results.md --name qaedit
+  python benchmarks/results.py runs/qa-rome runs/qa-context --lengths
 
 Measures with [low, high], the ends of their 95 % intervals, and paired differences to the first
-run. Takes the place of what stands between the page's two markers of that name; without --page it
-is printed.
+run; or, with --lengths, free text after the prompt by the number of words of the answer. Takes the
+place of what stands between the page's two markers of that name; without --page it is printed.
 """
 
 import argparse
@@ -15,10 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from rome_mlx.errors import RomeError
+from rome_mlx.evaluation.answers import says
 from rome_mlx.evaluation.measures import MEASURES
+from rome_mlx.intervals import wilson
 from rome_mlx.storage.files import read_json, write_whole
 from rome_mlx.view.compare import notes, read_run, tables_of
 
+WORDS = 6  # and more
 #: what a table is called, and how the names of its measures begin; the first has the others
 PARTS = {"Of two given answers": (), "Said in free text": ("wild_",),
          "What else moves": ("distractor_", "relations_", "negation_", "reversal_"),
@@ -79,6 +83,38 @@ def moments(used: str | dict | None) -> str:
     return "" if used is None else Path(used).name
 
 
+def by_length(paths: list[str]) -> str:
+    """Of the prompts whose answer has so many words: forced, and said in free text."""
+    runs = [read_run(path) for path in paths]
+    found: dict[int, list[list[tuple[bool, bool]]]] = {}  # words -> by run -> (forced, said)
+    for i, run in enumerate(runs):
+        for case in run.results:
+            if (now := case["measures"].get("wild", {}).get("post")) is None:
+                raise RomeError(f"{paths[i]} has no free text; measure it by --measures wild")
+            words = min(WORDS, len(now["answers"][0].split()))
+            found.setdefault(words, [[] for _ in runs])[i] += [
+                (answer["forced"], says(answer["text"], now["answers"], now["instead"]))
+                for answer in now["rewrite"]]
+    names = [Path(path).name for path in paths]
+    lines = [["words of the answer", "n", *(f"{name}: {what}" for name in names
+                                            for what in ("forced", "said"))]]
+    lines.append(["---"] * len(lines[0]))
+    for words, of_runs in sorted(found.items()):
+        cells = [share([pair[i] for pair in pairs]) for pairs in of_runs for i in (0, 1)]
+        label = f"{words} or more" if words == WORDS else str(words)
+        lines.append([label, str(max(map(len, of_runs))), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def share(values: list[bool]) -> str:
+    """Percent, and its interval."""
+    if not values:
+        return ""
+    percent = 100 * sum(values) / len(values)
+    low, high = wilson(percent, len(values))
+    return f"{percent:.1f} [{low:.1f}, {high:.1f}]"
+
+
 def put(page: str, name: str, text: str) -> str:
     """The page with the text between its markers. Raises RomeError where it has none."""
     first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -95,9 +131,10 @@ if __name__ == "__main__":
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--page", metavar="FILE")
     parser.add_argument("--name", default="results", help="of the page's markers")
+    parser.add_argument("--lengths", action="store_true", help="by the answer's words instead")
     args = parser.parse_args()
+    text = by_length(args.runs) if args.lengths else table(args.runs)
     if args.page is None:
-        print(table(args.runs))
+        print(text)
     else:
-        write_whole(args.page, put(
-            Path(args.page).read_text("utf-8"), args.name, table(args.runs)))
+        write_whole(args.page, put(Path(args.page).read_text("utf-8"), args.name, text))

@@ -16,12 +16,17 @@ _LENGTH = 64  # tokens of a paragraph
 
 def read(model, tokenizer, case) -> dict:
     """Whether the right one of the choices is the likeliest a token, and the perplexity."""
-    items = _items()
-    scores = target_scores(model, tokenizer, [(prompt, choice) for prompt, choices in items
-                                              for choice in choices])
-    nll = np.array([score.nll for score in scores]).reshape(len(items), _CHOICES)
-    return {"right": (nll.argmin(1) == 0).tolist(),
+    return {"right": choices(model, tokenizer),
             "perplexity": perplexity(model, neutral_tokens(model, tokenizer, None, _LENGTH))}
+
+
+def choices(model, tokenizer) -> list[bool]:
+    """Of each of the facts, whether its right answer is the likeliest a token of the four."""
+    items = _items()
+    scores = target_scores(model, tokenizer, [(prompt, choice) for prompt, answers in items
+                                              for choice in answers])
+    nll = np.array([score.nll for score in scores]).reshape(len(items), _CHOICES)
+    return (nll.argmin(1) == 0).tolist()
 
 
 def measures(now: dict, before: dict | None) -> dict[str, float]:
