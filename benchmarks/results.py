@@ -17,16 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from rome_mlx.errors import RomeError
 from rome_mlx.evaluation.answers import says
-from rome_mlx.evaluation.measures import MEASURES
+from rome_mlx.evaluation.measures import MEASURES, in_parts
 from rome_mlx.intervals import wilson
 from rome_mlx.storage.files import read_json, write_whole
 from rome_mlx.view.compare import notes, read_run, tables_of
 
 WORDS = 6  # and more
-#: what a table is called, and how the names of its measures begin; the first has the others
-PARTS = {"Of two given answers": (), "Said in free text": ("wild_",),
-         "What else moves": ("distractor_", "relations_", "negation_", "reversal_"),
-         "Consequences": ("hops_",), "General ability": ("ability_",)}
 
 
 def table(paths: list[str]) -> str:
@@ -45,12 +41,12 @@ def table(paths: list[str]) -> str:
 
 
 def grouped(tables: list[list[list[str]]]) -> str:
-    """`tables_of`'s cells as a table for each of PARTS, measures in words; differences folded."""
+    """`tables_of`'s cells as a table for each question, measures in words; differences folded."""
     out = []
     for head, *cells in tables:
         found = [f"**{title}**\n\n" + "\n".join(
             f"| {' | '.join(line)} |" for line in (["", *head[1:]], ["---"] * len(head), *lines))
-            for title, lines in in_parts(cells).items()]
+            for title, lines in parted(cells).items()]
         if head[0]:  # "minus RUN"
             found = [f'<details markdown="1">\n<summary>{head[0]}: paired differences</summary>',
                      *found, "</details>"]
@@ -58,18 +54,17 @@ def grouped(tables: list[list[list[str]]]) -> str:
     return "\n\n".join(out)
 
 
-def in_parts(cells: list[list[str]]) -> dict[str, list[list[str]]]:
+def parted(cells: list[list[str]]) -> dict[str, list[list[str]]]:
     """The lines of each part that has any, after the line of n; labels become words."""
     names = {about.label: name for name, about in MEASURES.items()}
     n, *lines = cells
-    parts: dict[str, list[list[str]]] = {title: [] for title in PARTS}
-    for label, *values in lines:
-        name = names[label]
-        where = next((title for title, prefixes in PARTS.items() if name.startswith(prefixes)),
-                     next(iter(PARTS)))
-        words = MEASURES[name].words
-        parts[where].append([words if words.startswith(label) else f"{label}: {words}", *values])
-    return {title: [n, *found] for title, found in parts.items() if found}
+    values = {names[label]: value for label, *value in lines}
+
+    def line(name: str) -> list[str]:
+        label, words = MEASURES[name].label, MEASURES[name].words
+        return [words if words.startswith(label) else f"{label}: {words}", *values[name]]
+
+    return {title: [n, *map(line, some)] for title, some in in_parts(values).items()}
 
 
 def moments(used: str | dict | None) -> str:

@@ -318,9 +318,10 @@ def test_a_phone_sorts_too(benchmark, opened):
     page = opened(benchmark, 390)
     button = page.locator("th button", has_text="Edited").first
     button.click()
-    keys = page.locator("table").nth(1).locator("tr td:nth-child(2) [data-key]")
+    sorted_table = page.locator("table", has=page.locator("th[aria-sort]"))
+    keys = sorted_table.locator("tr td:nth-child(2) [data-key]")
     found = [float(one.get_attribute("data-key")) for one in keys.all()]
-    assert found == sorted(found) and len(found) > 3
+    assert found == sorted(found) and len(found) > 2
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

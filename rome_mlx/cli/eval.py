@@ -191,16 +191,19 @@ def _report(args, model: dict) -> None:
 
 def show(summary: dict) -> None:
     """Print every measure, edited and unedited."""
-    from ..evaluation.measures import MEASURES
+    from ..evaluation.measures import MEASURES, in_parts
     from ..view.compare import notes
 
     head = f"{summary['method']}, {summary['cases']} cases"
     print(f"{head:<22}{'edited':<29}unedited")
-    for name, about in MEASURES.items():
-        if name in summary:
+    parts = in_parts(name for name in MEASURES if name in summary)
+    for title, names in parts.items():
+        if len(parts) > 1:
+            print(title)
+        for name in names:
             edited, unedited = (_cell(name, measures.get(name), summary["cases"])
                                 for measures in (summary, summary["unedited"]))
-            print(f"  {about.label:>11}  {edited:<35} {unedited}".rstrip())
+            print(f"  {MEASURES[name].label:>11}  {edited:<35} {unedited}".rstrip())
     if "rewrite_success" in summary:
         print("  ES rewrites, PS paraphrases, NS neighbors whose right answer is likelier, %;\n"
               "  S their harmonic mean; EM, PM, NM by how much; the rest: docs, Results")

@@ -1,5 +1,6 @@
 """Every measure of a benchmark: what it is called, and what kind of number it is."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -73,6 +74,21 @@ MEASURES = {
     "ability_perplexity": Measure("ppl", "Perplexity on a neutral text", decimals=2),
     "ability_perplexity_ratio": Measure("ppl x", "Perplexity, times the unedited", decimals=3),
 }
+
+#: the questions that measures answer, and how the names of a question's begin; of none: the first
+PARTS = {"Of two given answers": (), "Said in free text": ("wild_",),
+         "What else moves": ("distractor_", "relations_", "negation_", "reversal_"),
+         "Consequences": ("hops_",), "General ability": ("ability_",)}
+
+
+def in_parts(names: Iterable[str]) -> dict[str, list[str]]:
+    """{question: its measures}, without questions that none of the names answers."""
+    first, *others = PARTS
+    found: dict[str, list[str]] = {title: [] for title in PARTS}
+    for name in names:
+        found[next((title for title in others if name.startswith(PARTS[title])), first)].append(
+            name)
+    return {title: some for title, some in found.items() if some}
 
 
 def measure(name: str) -> Measure:

@@ -4,7 +4,7 @@ what is right with the tokens given against what is said, and the cases lost."""
 from html import escape
 
 from ..evaluation.answers import says
-from ..evaluation.measures import MEASURES, measure
+from ..evaluation.measures import MEASURES, in_parts, measure
 from .charts import dumbbells
 from .compare import MeasuredRun, interval, main_measures, moved, notes, number
 from .page import bar, definitions, numbers, page, paragraph, section, table
@@ -21,10 +21,15 @@ def benchmark_page(run: MeasuredRun, settings: dict) -> str:
              if isinstance(value, dict) and "mean" in value}
     names = [*(n for n in MEASURES if n in found), *(n for n in found if n not in MEASURES)]
     unedited, change = summary["unedited"], moved(run)
-    rows = [[escape(measure(name).words),
-             *(_cell(name, measures[name], look, summary["cases"]) if name in measures else ""
-               for measures, look in ((found, "new"), (unedited, "true"))),
-             _change(name, change[name]) if name in change else ""] for name in names]
+
+    def row(name: str) -> list[str]:
+        return [escape(measure(name).words),
+                *(_cell(name, measures[name], look, summary["cases"]) if name in measures else ""
+                  for measures, look in ((found, "new"), (unedited, "true"))),
+                _change(name, change[name]) if name in change else ""]
+
+    tables = [table([title, "Edited", "Unedited", "Difference"], [row(name) for name in some])
+              for title, some in in_parts(names).items()]
     head = [(measure(n).label, number(n, found[n]["mean"])) for n in main_measures(found)[:4]]
     title = f"{summary['method']}, {summary['cases']} cases"
     body = [f"<h1>{escape(title)}</h1>", numbers(head),
@@ -33,7 +38,7 @@ def benchmark_page(run: MeasuredRun, settings: dict) -> str:
             section("Measures", paragraph(
                 "Means over cases, and edited less unedited case by case. "
                 + " ".join(notes([summary])) + " Bars end at 100.", "soft small"),
-                    table(["", "Edited", "Unedited", "Difference"], rows)), *_lost(run.results),
+                    *tables), *_lost(run.results),
             section("Made with", definitions(settings.items()))]
     return page(title, body)
 
