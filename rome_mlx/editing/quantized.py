@@ -6,8 +6,8 @@ edit is to change by Δ, find whole steps n of its codes that minimise
     (s∘n - Δ)ᵀ H (s∘n - Δ),    H = C + μ Σ k kᵀ
 
 over the edit's keys k: what the row gives for text, by C, and, μ times as heavy, for the fact. One
-code moves at a time, the one that gains most, by as many steps as gain most; the gradient follows
-by one row of H. Rows end by themselves: each step lowers what is minimised.
+code moves at a time, the one that gains most, by as many steps as gain most; what the others want
+follows by one row of H. Rows end by themselves: each step lowers what is minimised.
 """
 
 from dataclasses import replace
@@ -20,10 +20,10 @@ from ..models.codes import check_codes, codes_of, digest_of, scales_of, steps_of
 from ..models.decoder import Decoder
 from ..moments.lookup import find_moments
 from .key import in_contexts, read_keys
+from .lowrank import LowRank
 
 KEYS = 0.02  # μ
 _LEAST = 3e-5  # of what a row had to be moved by: a step that gains less is not taken
-_ROWS = 16  # at a time, as many as stay in a processor's cache
 
 
 def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
@@ -46,35 +46,50 @@ def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
         found = _keys(edit, path, decoder, tokenizer, layers[path])
         metric = given.matrix(layers[path]) + keys * found @ found.T
         scales = scales_of(now)
-        steps = nearest(delta.change.T, metric, codes_of(now), scales, 2**now.bits - 1)
+        steps = nearest(delta, metric, codes_of(now), scales, 2**now.bits - 1)
         deltas[path] = steps_of(steps, scales, digest_of(applied.original(model, path)))
     return replace(edit, deltas=deltas, numbers={})
 
 
-def nearest(change: np.ndarray, metric: np.ndarray, codes: np.ndarray, scales: np.ndarray,
+def nearest(change: LowRank, metric: np.ndarray, codes: np.ndarray, scales: np.ndarray,
             most: int) -> np.ndarray:
-    """n (out, in) whole numbers for which scales · n is near `change` (out, in) by `metric` (in,
-    in), and codes + n from 0 to `most`."""
-    blocks = range(0, len(change), _ROWS)
-    return np.concatenate([
-        _nearest_rows(change[i: i + _ROWS], metric, codes[i: i + _ROWS], scales[i: i + _ROWS], most)
-        for i in blocks])
-
-
-def _nearest_rows(change, metric, codes, scales, most: int) -> np.ndarray:
-    steps, gradient = np.zeros(change.shape, np.int16), -change @ metric
-    least = _LEAST * -(gradient * change).sum(1)
-    curvature, rows = scales * np.diag(metric), np.flatnonzero(least > 0)
-    while len(rows):
-        g, s, now = gradient[rows], curvature[rows], codes[rows] + steps[rows]
-        n = np.clip(np.rint(-g / s), -now, most - now)
-        gain = -n * scales[rows] * (2 * g + n * s)
-        column, row = gain.argmax(1), np.arange(len(rows))
-        worth = gain[row, column] > least[rows]
-        rows, column, moved = rows[worth], column[worth], n[row, column][worth]
-        steps[rows, column] += moved.astype(np.int16)
-        gradient[rows] += (moved * scales[rows, column])[:, None] * metric[column]
+    """n (out, in) whole numbers for which scales · n is near W's `change` by `metric` (in, in),
+    and codes + n from 0 to `most`."""
+    pull, diagonal = change.a.T @ metric, np.diag(metric)
+    slopes = np.empty(metric.shape, np.float32)  # by how many steps one of a code draws others
+    np.divide(metric, diagonal, out=slopes, casting="same_kind")
+    steps = np.empty(codes.shape, np.int16)
+    for row, b in enumerate(change.b.T):
+        towards, s = b @ pull, scales[row]  # half the gradient, where no code has moved
+        inverse = np.divide(1, s, out=np.zeros(s.shape), where=s != 0)
+        steps[row] = _nearest_row(
+            np.float32(towards * inverse / diagonal), slopes, np.float32(s), np.float32(inverse),
+            np.float32(s * s * diagonal), codes[row], most, _LEAST * float(towards @ (change.a @ b)))
     return steps
+
+
+def _nearest_row(wanted, slopes, scales, inverse, weights, codes, most: int, least: float
+                 ) -> np.ndarray:
+    """wanted (in,): the steps that each code, moved alone, would best take; a step n of it lowers
+    what is minimised by weights · n (2 wanted - n)."""
+    low, high = np.float32(-codes), np.float32(most - codes)
+    n, gain = np.empty_like(wanted), np.empty_like(wanted)
+    while True:
+        np.rint(wanted, out=n)
+        np.minimum(np.maximum(n, low, out=n), high, out=n)
+        np.add(wanted, wanted, out=gain)
+        gain -= n
+        gain *= n
+        gain *= weights
+        best = int(gain.argmax())
+        if not gain[best] > least:
+            return np.int16(-codes - low)
+        moved = n[best]
+        low[best] -= moved
+        high[best] -= moved
+        np.multiply(slopes[best], inverse, out=gain)
+        gain *= moved * scales[best]
+        wanted -= gain
 
 
 def _keys(edit, path: str, decoder: Decoder, tokenizer, layer: int) -> np.ndarray:
