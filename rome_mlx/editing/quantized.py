@@ -62,9 +62,10 @@ def nearest(change: LowRank, metric: np.ndarray, codes: np.ndarray, scales: np.n
     for row, b in enumerate(change.b.T):
         towards, s = b @ pull, scales[row]  # half the gradient, where no code has moved
         inverse = np.divide(1, s, out=np.zeros(s.shape), where=s != 0)
+        least = _LEAST * float(towards @ (change.a @ b))
         steps[row] = _nearest_row(
             np.float32(towards * inverse / diagonal), slopes, np.float32(s), np.float32(inverse),
-            np.float32(s * s * diagonal), codes[row], most, _LEAST * float(towards @ (change.a @ b)))
+            np.float32(s * s * diagonal), codes[row], most, least)
     return steps
 
 
