@@ -114,7 +114,7 @@ class Finding:
         self.base, self.model, self.tokenizer, self.given = base, model, tokenizer, given
         self.subjects, self.moments = subjects, moments
         self.decoder, self.keys, self.directions = Decoder(base), {}, {}
-        self.down = {self.decoder.path(i, "down"): i for i in self.decoder.dense_layers}
+        self.down = self.decoder.down_paths
 
     def edited(self, kind: str, number: int, count: int, cases) -> dict:
         """What is found of one edit. number: every other one has the published numbers."""

@@ -99,7 +99,7 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
          layers: int | str | list[int] | None = None, moments=None, cases: int = 1,
          tokens: int = 12, samples: int = 10, kind: str = "mlp", window: int | None = None,
          all_tokens: bool = False, corpus_tokens: int = 100_000,
-         verification: bool = True) -> Plan:
+         verification: bool = True, trust_remote_code: bool = False) -> Plan:
     """What a command will take.
 
         print(rm.plan("mlx-community/Llama-3.2-1B-4bit", "edit"))
@@ -108,8 +108,8 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
         source: what `load` takes.
         command: trace, locate, moments, edit or eval; cases: facts of locate times their kinds,
             records of eval, requests of edit.
-        dtype: of `load`; method, moments, verification: of an edit, layers: its own or those of
-            the moments command. Missing moments are counted in.
+        dtype, trust_remote_code: of `load`; method, moments, verification: of an edit; layers: its
+            own or those of the moments command. Missing moments are counted in.
         tokens: of a prompt, half of them from the subject's last on; samples, kind, window (None:
             by the model's depth), all_tokens: of a trace; corpus_tokens: of the moments command.
 
@@ -117,7 +117,8 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
     """
     if command not in COMMANDS:
         raise RomeError(f"command {command!r} is unknown; choose from {', '.join(COMMANDS)}")
-    model, tokenizer = load(source, dtype="stored", lazy=True)
+    model, tokenizer = load(source, dtype="stored", lazy=True, trust_remote_code=trust_remote_code,
+                            tokenizer_config={"trust_remote_code": trust_remote_code})
     work = _Work(model, loads_packed(model, dtype), dtype, tokens, samples)
     if command == "moments":
         steps = [work.moments(corpus_tokens, len(layers or [0]))]

@@ -44,7 +44,8 @@ def _planned(args, chosen) -> None:
     """Print what the command will take; raises RomeError where it does not fit."""
     from ..planning import plan
 
-    found = plan(args.model, args.command, dtype=args.dtype, **chosen.sizes(args))
+    found = plan(args.model, args.command, dtype=args.dtype,
+                 trust_remote_code=args.trust_remote_code, **chosen.sizes(args))
     print(found)
     found.check()
 

@@ -33,7 +33,7 @@ def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
     with edit.applied(model):  # every check that applying makes
         pass
     decoder = Decoder(model)
-    layers = {decoder.path(layer, "down"): layer for layer in decoder.dense_layers}
+    layers = decoder.down_paths
     if others := sorted(set(edit.deltas) - set(layers)):
         raise RomeError(f"{others[0]} is no down projection, of which alone codes are changed; "
                         f"use an editor such as rome, not {edit.method}")

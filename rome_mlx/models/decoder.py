@@ -124,6 +124,11 @@ class Decoder:
         """Layers whose MLP has one output projection, which can be edited: in most models all."""
         return [i for i in range(len(self.layers)) if self._missing(i) is None]
 
+    @cached_property
+    def down_paths(self) -> dict[str, int]:
+        """{module path of the output projection: layer} of the layers that can be edited."""
+        return {self.path(layer, "down"): layer for layer in self.dense_layers}
+
     def check_layer(self, layer: int) -> int:
         """`layer` if the model has it. Raises RomeError that says the range."""
         if not 0 <= layer < len(self.layers):

@@ -85,7 +85,7 @@ class Trace:
         """(layers,) indirect effects that the decision rests on."""
         return self.deciding - self.corrupted_prob
 
-    @property
+    @cached_property
     def intervals(self) -> np.ndarray | None:
         """(tokens, layers, 2): the 95 % intervals of scores, None for estimates."""
         if self.by_sample is None:

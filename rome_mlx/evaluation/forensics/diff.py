@@ -81,7 +81,7 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     theirs = partial(_read, model, base, options)
     (first, _), (second, _) = ours(), theirs()
     decoder = Decoder(first)
-    down = {decoder.path(i, "down"): i for i in decoder.dense_layers}
+    down = decoder.down_paths
     compared = changes(first, second, lambda: (ours()[0], theirs()[0]))
     del first, second, decoder  # what has been compared need not be held
     found = list(tqdm(compared, disable=not progress, file=sys.stderr, unit="array"))
