@@ -7,7 +7,7 @@ factors were measured (benchmarks/scaling.py, docs/size.md).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from .editing.method import Method
 from .editing.methods import METHODS, find_method
 from .editing.value import AT_ONCE
 from .errors import RomeError
+from .evaluation.probes import find_probe
 from .models.decoder import Decoder
 from .models.loading import load, loads_packed
 from .models.weights import (
@@ -99,7 +100,8 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
          layers: int | str | list[int] | None = None, moments=None, cases: int = 1,
          tokens: int = 12, samples: int = 10, kind: str = "mlp", window: int | None = None,
          all_tokens: bool = False, corpus_tokens: int = 100_000,
-         verification: bool = True, trust_remote_code: bool = False) -> Plan:
+         verification: bool = True, measures: Sequence[str] = (),
+         trust_remote_code: bool = False) -> Plan:
     """What a command will take.
 
         print(rm.plan("mlx-community/Llama-3.2-1B-4bit", "edit"))
@@ -111,7 +113,8 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
         dtype, trust_remote_code: of `load`; method, moments, verification: of an edit; layers: its
             own or those of the moments command. Missing moments are counted in.
         tokens: of a prompt, half of them from the subject's last on; samples, kind, window (None:
-            by the model's depth), all_tokens: of a trace; corpus_tokens: of the moments command.
+            by the model's depth), all_tokens: of a trace; corpus_tokens: of the moments command;
+            measures: further ones, of eval.
 
     Raises RomeError for an unknown command, and for a model that cannot be loaded.
     """
@@ -127,7 +130,9 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
     else:
         steps = _writing(work, model, tokenizer, method, layers, moments, cases)
         if command == "eval":
-            steps.append(work.reading(_READ_PER_CASE * cases))
+            steps += [work.reading(_READ_PER_CASE * cases),
+                      *(replace(work.reading(2 * round(find_probe(name).texts * cases)), name=name)
+                        for name in measures)]
         elif verification:
             traced = work.trace(kind, False, cases)
             steps = [traced, *steps, work.verification(traced, cases)]

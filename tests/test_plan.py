@@ -36,6 +36,8 @@ def test_more_work_takes_longer(directory, monkeypatch):
     assert work(command="trace", samples=100) > 2 * work(command="trace", samples=2)
     assert work(command="trace", all_tokens=True) > work(command="trace")
     assert work(command="eval", cases=500) > 10 * work(command="eval", cases=5)
+    assert work(command="eval", measures=["wild"]) > work(command="eval", measures=["negation"])
+    assert work(command="eval", measures=["negation"]) > work(command="eval")
     assert work(command="edit") > work(command="edit", verification=False)
 
 

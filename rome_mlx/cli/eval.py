@@ -115,7 +115,7 @@ def sizes(args) -> dict:
     if args.benchmark == "compare":
         raise RomeError("eval compare reads finished runs and no model; leave out --dry-run")
     return {"method": args.method, "cases": args.limit or 150, "moments": args.moments,
-            "layers": args.layer}
+            "layers": args.layer, "measures": [name for name in args.measures.split(",") if name]}
 
 
 def run(args) -> int:
