@@ -131,7 +131,7 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
         steps = _writing(work, model, tokenizer, method, layers, moments, cases)
         if command == "eval":
             steps += [work.reading(_READ_PER_CASE * cases),
-                      *(replace(work.reading(2 * round(find_probe(name).texts * cases)), name=name)
+                      *(replace(work.reading(2 * find_probe(name).texts * cases), name=name)
                         for name in measures)]
         elif verification:
             traced = work.trace(kind, False, cases)
@@ -228,7 +228,7 @@ class _Work:
         return Step("verification", sum(part.seconds for part in parts),
                     max(part.memory for part in parts), sum(part.operations for part in parts))
 
-    def reading(self, texts: int) -> Step:
+    def reading(self, texts: float) -> Step:
         """So many texts of 64 tokens, with every token's prediction."""
         products = texts * 64 * (self.numbers + self.head)
         return self._step("reading", products, "reading", texts / 16,
