@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from timing import mx, peak_gflops
 
-WORKS = ("command", "threads", "edit", "trace", "moments", "eval", "sequence", "serve")
+WORKS = ("command", "threads", "edit", "trace", "moments", "eval", "measures", "sequence",
+         "serve")
 
 
 class Claim(NamedTuple):

@@ -32,22 +32,25 @@ def measure_further(name: str, cases: Sequence, groups: Sequence[Sequence[int]],
     if not any(asked):
         raise RomeError(f"the measure {name!r} needs {probe.needs}, which no case has")
     asked = [(group, some) for group, some in zip(groups, asked, strict=True) if some]
+    model, tokenizer = editing.model, editing.tokenizer
 
     def measured(todo: list[int]) -> dict[int, dict]:
         whose = [i for edit in todo for i in asked[edit][1]]
         before = unedited.several(
             name, [(asdict(cases[i]), cases[i].request.text) for i in whose],
-            lambda missing: _read(probe, editing, [cases[whose[i]] for i in missing]))
+            lambda missing: read_all(probe, model, tokenizer,
+                                     [cases[whose[i]] for i in missing]))
         now = before
         if editing.method != "none":
             edits = [edit for one in todo for group, some in [asked[one]] for edit in
                      [editing.kept_edit([cases[i] for i in group])] * len(some)]
-            now = _read(probe, editing, [editing.asked(cases[i]) for i in whose], edits)
+            now = read_all(probe, model, tokenizer, [editing.asked(cases[i]) for i in whose],
+                           edits)
         found = {i: {"case_id": cases[i].case_id, "pre": pre, "post": post}
                  for i, pre, post in zip(whose, before, now, strict=True)}
         return {edit: {"cases": [found[i] for i in asked[edit][1]]} for edit in todo}
 
-    run = Run(path / name, {"measure": name}, Identity.of(editing.model))
+    run = Run(path / name, {"measure": name}, Identity.of(model))
     run.map([Item(f"edit_{cases[group[0]].case_id}",
                   {"group": [cases[i].case_id for i in group]}) for group, _ in asked],
             lambda _, todo: measured(todo), together=max(1, _TOGETHER // len(groups[0])),
@@ -55,9 +58,10 @@ def measure_further(name: str, cases: Sequence, groups: Sequence[Sequence[int]],
             check=lambda found: [_values(name, one, "post") for one in found["cases"]])
 
 
-def _read(probe, editing, cases: Sequence, edits: Sequence | None = None) -> list[dict]:
-    """What the model says to each case, with the case's edit where there are such."""
-    model, tokenizer = editing.model, editing.tokenizer
+def read_all(probe, model, tokenizer, cases: Sequence, edits: Sequence | None = None
+             ) -> list[dict]:
+    """What the model says to each case, with the case's own edit where there are such: texts side
+    by side, all else edit by edit."""
     edits = [None] * len(cases) if edits is None else edits
     prompts = [probe.prompts(tokenizer, case) if probe.prompts else [] for case in cases]
     texts = iter(continued(model, tokenizer, [prompt for some in prompts for prompt in some],
