@@ -1,17 +1,19 @@
 """How large a model, on this machine: seconds and peak memory of each command, and what
 `--dry-run` had said.
 
-  python benchmarks/scaling.py 135m 360m 1.1b 8b-4bit --corpus TEXT --json scaling.json
+  python benchmarks/scaling.py 135m 360m 1.1b --corpus TEXT --json scaling.json --repeats 3
+  python benchmarks/scaling.py 3b-4bit 8b-4bit --corpus TEXT --json scaling.json
   python benchmarks/scaling.py MODEL.gguf --corpus TEXT --json scaling.json
   python benchmarks/scaling.py 135m --corpus TEXT --json scaling.json --tokens 40 160 --facts 10 80
-  python benchmarks/scaling.py --json scaling.json           # the table of what is there
+  python benchmarks/scaling.py --json scaling.json --plot size.png    # of what is there
 
 Models are of Llama's shape with random weights (the same in every layer: a command reads them alike
 and they are made in seconds), the default model's vocabulary and tokenizer, float32 or 4-bit in
 groups of 64; or one that is there. Each command runs in a process of its own, whose peak memory the
 system tells; moments are counted once, on --corpus, before the edit. --tokens adds traces and edits
-of longer prompts, --facts edits of many facts by MEMIT. The share of the peak is the arithmetic of
-the plan, by the command's seconds and what a large product reaches.
+of longer prompts, --facts edits of many facts by MEMIT. Of --repeats the median, the fastest and
+the slowest are kept. The share of the peak is the arithmetic of the plan, by the command's seconds
+and what a large product reaches.
 """
 
 import argparse
@@ -30,10 +32,14 @@ sys.path.insert(0, str(ROOT))
 
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 from timing import peak_gflops  # noqa: E402
 
 import rome_mlx as rm  # noqa: E402
 from rome_mlx.models.loading import describe  # noqa: E402
+from rome_mlx.models.weights import floats_of  # noqa: E402
 from rome_mlx.storage.files import read_json  # noqa: E402
 from rome_mlx.storage.places import data_path  # noqa: E402
 
@@ -63,7 +69,9 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--tokens", type=int, nargs="*", default=[], help="of longer prompts")
     parser.add_argument("--facts", type=int, nargs="*", default=[], help="of an edit by MEMIT")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--corpus", metavar="FILE", help="to count moments over")
+    parser.add_argument("--plot", metavar="FILE.png", help="seconds and memory against parameters")
     parser.add_argument("--json", metavar="FILE", required=True, help="rows are added to it")
     args = parser.parse_args()
     if args.models and not args.corpus:
@@ -79,11 +87,15 @@ def main() -> None:
                          if word.startswith("{work}") or word == "{corpus}" else word
                          for word in words]
                 row = {"model": Path(name).name, "command": command, "peak_gflops": peak,
-                       **measured(words, path)}
+                       "parameters": floats_of(rm.load(path, dtype="stored", lazy=True)[0]) / 4,
+                       **repeated(words, path, args.repeats)}
                 print(" | ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                                  for k, v in row.items()), flush=True)
                 add(Path(args.json), row)
-    print(table(json.loads(Path(args.json).read_text())))
+    rows = json.loads(Path(args.json).read_text())
+    print(table(rows))
+    if args.plot:
+        draw(rows, args.plot)
 
 
 def commands(args, work: Path):
@@ -100,6 +112,14 @@ def commands(args, work: Path):
         records = read_json(data_path("counterfact.json"))[:count]
         (work / "facts.json").write_text(json.dumps(records))
         yield f"edit, {len(records)} facts", MANY
+
+
+def repeated(words: list[str], model, repeats: int) -> dict:
+    """The medians of `measured`, and the fastest and slowest seconds."""
+    found = [measured(words, model) for _ in range(repeats)]
+    seconds = [one["seconds"] for one in found]
+    return {name: float(np.median([one[name] for one in found])) for name in found[0]} | {
+        "spread": [min(seconds), max(seconds)], "repeats": repeats}
 
 
 def measured(words: list[str], model) -> dict:
@@ -178,9 +198,42 @@ def table(rows: list[dict]) -> str:
     lines = ["| model | command | seconds | predicted | peak memory, GB | predicted | of the peak "
              "|", "|---|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(
-        f"| {row['model']} | {row['command']} | {row['seconds']:.0f} | {row['planned_s']:.0f} | "
+        f"| {row['model']} | {row['command']} | {spread(row)} | {row['planned_s']:.0f} | "
         f"{row['memory_gb']:.1f} | {row['planned_gb']:.1f} | {100 * share(row):.0f} % |"
         for row in rows)])
+
+
+def spread(row: dict) -> str:
+    """The median, and the fastest and slowest where there were several."""
+    if row.get("repeats", 1) == 1:
+        return f"{row['seconds']:.0f}"
+    return f"{row['seconds']:.1f} ({row['spread'][0]:.1f} to {row['spread'][1]:.1f})"
+
+
+def draw(rows: list[dict], path: str) -> None:
+    """Seconds and peak memory of each command against the model's parameters."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, key, words in zip(figure.subplots(1, 2), ("seconds", "memory_gb"),
+                                ("seconds", "peak memory, GB"), strict=True):
+        for command, color in zip(COMMANDS, ("#0072b2", "#767c86", "#d55e00"), strict=True):
+            for quantized in (False, True):
+                some = sorted((row["parameters"] / 1e9, row[key], row["model"]) for row in rows
+                              if row["command"] == command and "parameters" in row
+                              and row["model"].endswith("4bit") is quantized)
+                if some:
+                    x, y, _ = zip(*some, strict=True)
+                    axes.plot(x, y, color=color, marker="s" if quantized else "o", markersize=4,
+                              linestyle=":" if quantized else "-",
+                              label=command + (", 4 bits" if quantized else ", float32"))
+        axes.set(xscale="log", yscale="log", xlabel="parameters, billions", title=words)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(lambda tick, _: f"{tick:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def share(row: dict) -> float:
