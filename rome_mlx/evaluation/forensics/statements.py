@@ -15,6 +15,7 @@ from ...storage.wordings import wordings
 from .names import Name
 
 _SHOWN = 5  # prompts
+_UNSAID = 1e-4  # a probability at which a word is hardly said
 _ROWS = 32
 _TOKENS = 6
 
@@ -90,12 +91,11 @@ def next_words(model, tokenizer, prompts: list[str]) -> np.ndarray:
 
 def differences(base_words: np.ndarray, model, tokenizer, prompts: list[str]) -> tuple:
     """(the token that was given most, the prompts where it shows). base_words: `next_words` of
-    the base. Given most is what adds most to KL(model ‖ base) on the prompts where it does: a word
-    that was never said weighs more than one that was only likelier."""
-    words = next_words(model, tokenizer, prompts)
-    before, now = np.exp(base_words), np.exp(words)
-    given = now * (words - base_words)
-    token = int(np.argmax(np.sort(given, axis=0)[-_SHOWN:].sum(0)))
+    the base. Given most is what has grown by the largest factor, over all prompts, where `_UNSAID`
+    is added to every probability: an object, of which nothing was said before, before a word that
+    is always likely, and before one that is never said."""
+    before, now = np.exp(base_words), np.exp(next_words(model, tokenizer, prompts))
+    token = int(np.argmax(np.log((now + _UNSAID) / (before + _UNSAID)).mean(0)))
     gain = now[:, token] - before[:, token]
     order = np.argsort(-gain)[:_SHOWN]
     found = [Difference(prompts[i], tokenizer.decode([int(before[i].argmax())]),
