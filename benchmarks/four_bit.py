@@ -9,7 +9,7 @@ float32; `requantized`, scales and codes of W + ΔW anew; `rounded`, W + ΔW to 
 the old scales; `codes`, `Edit.quantized`. All are measured on the float32 copy of what results,
 which says the same and is fast on a CPU. Said of each: ES, PS and NS, KL on a neutral text, the
 share of the weights' codes that changed, seconds beyond the edit; and paired differences to
-`adapter`. A run that is stopped goes on where it was.
+`adapter`. A run that is stopped goes on where it was; its edits stay in OUTPUT/edits.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from rome_mlx.editing.layer_choice import layers_to_edit  # noqa: E402
 from rome_mlx.editing.lowrank import dense  # noqa: E402
 from rome_mlx.editing.methods.memit import MEMIT  # noqa: E402
 from rome_mlx.editing.methods.rome import ROME, rank_one_edits  # noqa: E402
+from rome_mlx.editing.saved import load_edit  # noqa: E402
 from rome_mlx.evaluation import metrics  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.side_effects import drift, final_states, neutral_tokens  # noqa: E402
@@ -62,15 +63,19 @@ def main() -> None:
     quiet = final_states(model, neutral)
     cases = read_counterfact(args.data)[args.first:][:args.limit]
 
-    def edited(requests) -> rm.Edit:
-        options = {"moments": moments, "hyperparameters": hp, "context_templates": templates}
-        if method is ROME:
-            return rank_one_edits("rome", model, tokenizer, requests, layers[0], **options)[0]
-        return rm.memit(model, tokenizer, requests, layers, **options)
+    def edited(together) -> rm.Edit:
+        kept = Path(args.output) / "edits" / str(together[0].case_id)
+        if not kept.exists():
+            requests = [case.request for case in together]
+            options = {"moments": moments, "hyperparameters": hp, "context_templates": templates}
+            (rank_one_edits("rome", model, tokenizer, requests, layers[0], **options)[0]
+             if method is ROME else
+             rm.memit(model, tokenizer, requests, layers, **options)).save(kept)
+        return load_edit(kept)
 
     def measured(together) -> list[dict]:
         unedited = [metrics.case_scores(model, tokenizer, case) for case in together]
-        edit, found = edited([case.request for case in together]), {}
+        edit, found = edited(together), {}
         for way, (changes, changed, seconds) in written(edit, modules, stored, tokenizer,
                                                         moments).items():
             deltas = {path: dense(change.T) for path, change in changes.items()}

@@ -77,8 +77,8 @@ def cost(steps, change, metric, scales):
 
 def greedy(change, metric, codes, scales, most):
     """The same, every step's worth computed anew from what is minimised."""
-    steps = np.zeros(change.shape, int)
-    start = cost(steps, change, metric, scales)
+    steps = np.clip(np.rint(change / scales), -codes, most - codes).astype(int)
+    start = cost(0 * steps, change, metric, scales)
     for row, least in enumerate(_LEAST * start):
         while True:
             gradient = (steps[row] * scales[row] - change[row]) @ metric

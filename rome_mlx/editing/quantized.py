@@ -5,7 +5,8 @@ edit is to change by Δ, find whole steps n of its codes that minimise
 
     (s∘n - Δ)ᵀ H (s∘n - Δ),    H = C + μ Σ k kᵀ
 
-over the edit's keys k: what the row gives for text, by C, and, μ times as heavy, for the fact. One
+over the edit's keys k: what the row gives for text, by C, and, μ times as heavy, for the fact.
+First Δ is rounded, which leaves text nearly as the edit does and loses much of the fact. Then one
 code moves at a time, the one that gains most, by as many steps as gain most; what the others want
 follows by one row of H. Rows end by themselves: each step lowers what is minimised.
 """
@@ -61,19 +62,21 @@ def nearest(change: LowRank, metric: np.ndarray, codes: np.ndarray, scales: np.n
     steps = np.empty(codes.shape, np.int16)
     for row, b in enumerate(change.b.T):
         towards, s = b @ pull, scales[row]  # half the gradient, where no code has moved
-        inverse = np.divide(1, s, out=np.zeros(s.shape), where=s != 0)
-        least = _LEAST * float(towards @ (change.a @ b))
+        inverse, whole = np.divide(1, s, out=np.zeros(s.shape), where=s != 0), change.a @ b
         steps[row] = _nearest_row(
+            np.clip(np.rint(whole * inverse), -codes[row], most - codes[row]),
             np.float32(towards * inverse / diagonal), slopes, np.float32(s), np.float32(inverse),
-            np.float32(s * s * diagonal), codes[row], most, least)
+            np.float32(s * s * diagonal), codes[row], most, _LEAST * float(towards @ whole))
     return steps
 
 
-def _nearest_row(wanted, slopes, scales, inverse, weights, codes, most: int, least: float
+def _nearest_row(start, wanted, slopes, scales, inverse, weights, codes, most: int, least: float
                  ) -> np.ndarray:
-    """wanted (in,): the steps that each code, moved alone, would best take; a step n of it lowers
-    what is minimised by weights · n (2 wanted - n)."""
-    low, high = np.float32(-codes), np.float32(most - codes)
+    """start (in,): steps to begin with; wanted (in,): those that each code, moved alone, would best
+    take where none has moved; n of them lower what is minimised by weights · n (2 wanted - n)."""
+    low, high = np.float32(-codes - start), np.float32(most - codes - start)
+    begun = np.flatnonzero(start)
+    wanted -= inverse * (np.float32(start[begun] * scales[begun]) @ slopes[begun])
     n, gain = np.empty_like(wanted), np.empty_like(wanted)
     while True:
         np.rint(wanted, out=n)
