@@ -17,7 +17,7 @@ from rome_mlx.cli import main
 from rome_mlx.editing.adapter import read_edit
 from rome_mlx.editing.fuse import fuse
 from rome_mlx.editing.lowrank import LowRank, dense
-from rome_mlx.editing.quantized import _LEAST, nearest
+from rome_mlx.editing.quantized import _LEAST, _MULTIPLES, nearest
 from rome_mlx.models import codes
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.identity import Identity, fingerprint
@@ -75,10 +75,15 @@ def cost(steps, change, metric, scales):
     return np.einsum("ri,ij,rj->r", error, metric, error)
 
 
-def greedy(change, metric, codes, scales, most):
+def greedy(change, keys, metric, codes, scales, most):
     """The same, every step's worth computed anew from what is minimised."""
-    steps = np.clip(np.rint(change / scales), -codes, most - codes).astype(int)
-    start = cost(0 * steps, change, metric, scales)
+    steps = np.zeros(change.shape, int)
+    start = cost(steps, change, metric, scales)
+    for row in range(len(change)):
+        rounded = [np.clip(np.rint(multiple * change[row] / scales[row]), -codes[row],
+                           most - codes[row]) for multiple in _MULTIPLES]
+        steps[row] = min(rounded, key=lambda n, row=row: np.linalg.norm(
+            (n * scales[row] - change[row]) @ keys))
     for row, least in enumerate(_LEAST * start):
         while True:
             gradient = (steps[row] * scales[row] - change[row]) @ metric
@@ -99,8 +104,8 @@ def test_steps_are_such_that_no_single_code_gains(seed):
     metric = np.eye(20) + 0.3 * keys @ keys.T
     now, scales = random.randint(0, 16, (6, 20)), random.uniform(0.05, 0.3, (6, 20))
     change = np.outer(random.randn(6), random.randn(20))
-    steps = nearest(dense(change.T), metric, now, scales, 15)
-    assert np.array_equal(steps, greedy(change, metric, now, scales, 15))
+    steps = nearest(dense(change.T), keys, metric, now, scales, 15)
+    assert np.array_equal(steps, greedy(change, keys, metric, now, scales, 15))
     assert (now + steps).min() >= 0 and (now + steps).max() <= 15
     found, start = cost(steps, change, metric, scales), cost(0 * steps, change, metric, scales)
     assert (found <= start).all() and found.sum() < 0.5 * start.sum()
@@ -116,7 +121,7 @@ def test_steps_are_such_that_no_single_code_gains(seed):
 
 def test_a_row_that_is_not_to_change_keeps_its_codes():
     change = dense(np.array([[0.0, 1.0], [0.0, 0.0]]))
-    steps = nearest(change, np.eye(2), np.full((2, 2), 7), np.full((2, 2), 0.25), 15)
+    steps = nearest(change, np.eye(2), np.eye(2), np.full((2, 2), 7), np.full((2, 2), 0.25), 15)
     assert steps.tolist() == [[0, 0], [4, 0]]
 
 

@@ -6,9 +6,10 @@ edit is to change by Δ, find whole steps n of its codes that minimise
     (s∘n - Δ)ᵀ H (s∘n - Δ),    H = C + μ Σ k kᵀ
 
 over the edit's keys k: what the row gives for text, by C, and, μ times as heavy, for the fact.
-First Δ is rounded, which leaves text nearly as the edit does and loses much of the fact. Then one
-code moves at a time, the one that gains most, by as many steps as gain most; what the others want
-follows by one row of H. Rows end by themselves: each step lowers what is minimised.
+First Δ is rounded, which leaves text nearly as the edit does and loses much of the fact: of a few
+multiples of Δ the one whose rounding loses least. Then one code moves at a time, the one that gains
+most, by as many steps as gain most; what the others want follows by one row of H. Rows end by
+themselves: each step lowers what is minimised.
 """
 
 from dataclasses import replace
@@ -23,8 +24,9 @@ from ..moments.lookup import find_moments
 from .key import in_contexts, read_keys
 from .lowrank import LowRank
 
-KEYS = 0.02  # μ
-_LEAST = 3e-5  # of what a row had to be moved by: a step that gains less is not taken
+KEYS = 0.01  # μ
+_LEAST = 3e-6  # of what a row had to be moved by: a step that gains less is not taken
+_MULTIPLES = np.array([1, 1.25, 1.5, 2, 2.5, 3])
 
 
 def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
@@ -47,15 +49,15 @@ def quantized(edit, model, tokenizer, *, moments=None, keys: float = KEYS):
         found = _keys(edit, path, decoder, tokenizer, layers[path])
         metric = given.matrix(layers[path]) + keys * found @ found.T
         scales = scales_of(now)
-        steps = nearest(delta, metric, codes_of(now), scales, 2**now.bits - 1)
+        steps = nearest(delta, found, metric, codes_of(now), scales, 2**now.bits - 1)
         deltas[path] = steps_of(steps, scales, digest_of(applied.original(model, path)))
     return replace(edit, deltas=deltas, numbers={})
 
 
-def nearest(change: LowRank, metric: np.ndarray, codes: np.ndarray, scales: np.ndarray,
-            most: int) -> np.ndarray:
+def nearest(change: LowRank, keys: np.ndarray, metric: np.ndarray, codes: np.ndarray,
+            scales: np.ndarray, most: int) -> np.ndarray:
     """n (out, in) whole numbers for which scales · n is near W's `change` by `metric` (in, in),
-    and codes + n from 0 to `most`."""
+    at the keys (in, k) above all, and codes + n from 0 to `most`."""
     pull, diagonal = change.a.T @ metric, np.diag(metric)
     slopes = np.empty(metric.shape, np.float32)  # by how many steps one of a code draws others
     np.divide(metric, diagonal, out=slopes, casting="same_kind")
@@ -63,8 +65,11 @@ def nearest(change: LowRank, metric: np.ndarray, codes: np.ndarray, scales: np.n
     for row, b in enumerate(change.b.T):
         towards, s = b @ pull, scales[row]  # half the gradient, where no code has moved
         inverse, whole = np.divide(1, s, out=np.zeros(s.shape), where=s != 0), change.a @ b
+        tries = np.clip(np.rint(np.outer(_MULTIPLES, whole * inverse)), -codes[row],
+                        most - codes[row])
+        lost = ((tries * s - whole) @ keys)**2
         steps[row] = _nearest_row(
-            np.clip(np.rint(whole * inverse), -codes[row], most - codes[row]),
+            tries[lost.sum(1).argmin()],
             np.float32(towards * inverse / diagonal), slopes, np.float32(s), np.float32(inverse),
             np.float32(s * s * diagonal), codes[row], most, _LEAST * float(towards @ whole))
     return steps
