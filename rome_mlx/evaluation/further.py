@@ -42,8 +42,10 @@ def measure_further(name: str, cases: Sequence, groups: Sequence[Sequence[int]],
                                      [cases[whose[i]] for i in missing]))
         now = before
         if editing.method != "none":
-            edits = [edit for one in todo for group, some in [asked[one]] for edit in
-                     [editing.kept_edit([cases[i] for i in group])] * len(some)]
+            edits = []
+            for one in todo:
+                group, some = asked[one]
+                edits += [editing.kept_edit([cases[i] for i in group])] * len(some)
             now = read_all(probe, model, tokenizer, [editing.asked(cases[i]) for i in whose],
                            edits)
         found = {i: {"case_id": cases[i].case_id, "pre": pre, "post": post}
