@@ -115,7 +115,11 @@ def sizes(args) -> dict:
     if args.benchmark == "compare":
         raise RomeError("eval compare reads finished runs and no model; leave out --dry-run")
     return {"method": args.method, "cases": args.limit or 150, "moments": args.moments,
-            "layers": args.layer, "measures": [name for name in args.measures.split(",") if name]}
+            "layers": args.layer, "measures": _measures(args)}
+
+
+def _measures(args) -> list[str]:
+    return [name for name in args.measures.split(",") if name]
 
 
 def run(args) -> int:
@@ -165,7 +169,7 @@ def _run(args) -> int:
         model, tokenizer, cases, output=args.output, layer=args.layer, method=args.method,
         hyperparameters=given, moments=args.moments, corpus=args.corpus, seed=args.seed,
         sequential=args.sequential, batch=args.batch, generations=args.generations,
-        references=references, measures=[name for name in args.measures.split(",") if name],
+        references=references, measures=_measures(args),
         progress=sys.stderr.isatty())
     if mx.distributed.init().rank() == 0:
         print(layers_told(profile_decision(Decoder(model)), LayerChoice(**summary["layer_choice"])))
