@@ -90,9 +90,11 @@ def test_moments_read_the_keys_of_texts_and_leave_bos_out(gemma, edit):
 
 
 def test_the_trace_hides_the_fact_and_brings_it_back(gemma):
-    trace = rm.trace(*gemma, REQUEST.fact, kind="hidden", samples=4, token_range="subject_last")
+    trace = rm.trace(*gemma, REQUEST.fact, kind="hidden", samples=4)
     assert trace.answer == " Paris" and trace.corrupted_prob < 0.1 * trace.clean_prob
-    assert trace.scores.max() > 5 * trace.corrupted_prob
+    begin, end = trace.subject_range
+    best = trace.scores.max(1)[begin:end]  # " Eiffel" carries it; " Tower" five times less
+    assert trace.tokens[begin + best.argmax()] == " Eiffel" and best.max() > 0.3 * trace.clean_prob
 
 
 def test_the_edit_is_written_and_verified(gemma, edit):
