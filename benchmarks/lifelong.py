@@ -149,6 +149,7 @@ class Measuring:
         return {"edits": count, **found, "neighbors_held": interval(held),
                 "neighbors_same": interval(same), "perplexity": self._perplexity(),
                 "choices": interval(choices(self.model, self.tokenizer)),
+                "choices_before": before["choices"],
                 "perplexity_before": before["perplexity"], "growth": growth(self.model),
                 "disturbance": sequence.disturbance(),
                 "seconds": [one["seconds"] for one in sequence.results]}

@@ -60,7 +60,7 @@ def value(found: dict, name: str) -> float:
 
 def table(lines) -> None:
     print("| method | edits | seeds | " + " | ".join(words for _, words in PANELS)
-          + " | texts | norm |\n" + "|---" * (len(PANELS) + 5) + "|")
+          + " | texts | choices, of before | norm |\n" + "|---" * (len(PANELS) + 6) + "|")
     for name, at in lines.items():
         for edits, seeds in sorted(at.items()):
             cells = []
@@ -74,7 +74,15 @@ def table(lines) -> None:
                              for one in seeds])
             growth = np.mean([max(one["growth"].values()) for one in seeds])
             print(f"| {name} | {edits} | {len(seeds)} | {' | '.join(cells)} | {texts:.2f} | "
-                  f"{growth:.3f} |")
+                  f"{right(seeds)} | {growth:.3f} |")
+
+
+def right(seeds: list[dict]) -> str:
+    """Percent of the 200 choices, after and before the edits, of runs that asked them."""
+    if any("choices_before" not in one for one in seeds):
+        return ""
+    return " of ".join(f"{np.mean([one[name]['mean'] for one in seeds]):.1f}"
+                       for name in ("choices", "choices_before"))
 
 
 def ci(found: dict, key: str) -> str:
