@@ -41,7 +41,7 @@ import rome_mlx as rm  # noqa: E402
 from rome_mlx.models.loading import describe  # noqa: E402
 from rome_mlx.models.weights import floats_of  # noqa: E402
 from rome_mlx.storage.files import read_json  # noqa: E402
-from rome_mlx.storage.places import data_path  # noqa: E402
+from rome_mlx.storage.places import cache_directory, data_path  # noqa: E402
 
 #: width, keys' width, layers, heads, heads of keys and values
 SHAPES = {"135m": (576, 1536, 30, 9, 3), "360m": (960, 2560, 32, 15, 5),
@@ -55,6 +55,9 @@ COMMANDS = {
                 "--output", "{work}/moments"],
     "edit": ["edit", *FACT, "--target-new", "Rome", "--layer", "4", "--moments", "{work}/moments",
              "--hyperparameters", "{work}/ridge.json", "--no-verify"],
+    "eval": ["eval", "counterfact", "--limit", "3", "--generations", "0", "--layer", "4",
+             "--moments", "{work}/moments", "--hyperparameters", "{work}/ridge.json",
+             "--output", "{work}/eval"],
 }
 MANY = ["edit", "--requests", "{work}/facts.json", "--method", "memit", "--hyperparameters",
         "{work}/memit.json", "--moments", "{work}/moments", "--no-verify"]
@@ -88,7 +91,7 @@ def main() -> None:
                          for word in words]
                 row = {"model": Path(name).name, "command": command, "peak_gflops": peak,
                        "parameters": floats_of(rm.load(path, dtype="stored", lazy=True)[0]) / 4,
-                       **repeated(words, path, args.repeats)}
+                       **repeated(words, path, args.repeats, Path(work))}
                 print(" | ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                                  for k, v in row.items()), flush=True)
                 add(Path(args.json), row)
@@ -114,21 +117,28 @@ def commands(args, work: Path):
         yield f"edit, {len(records)} facts", MANY
 
 
-def repeated(words: list[str], model, repeats: int) -> dict:
+def repeated(words: list[str], model, repeats: int, work: Path) -> dict:
     """The medians of `measured`, and the fastest and slowest seconds."""
-    found = [measured(words, model) for _ in range(repeats)]
+    found = [measured(words, model, work) for _ in range(repeats)]
     seconds = [one["seconds"] for one in found]
     return {name: float(np.median([one[name] for one in found])) for name in found[0]} | {
         "spread": [min(seconds), max(seconds)], "repeats": repeats}
 
 
-def measured(words: list[str], model) -> dict:
-    """Seconds and peak memory of one command, and what a dry run says before it."""
+def measured(words: list[str], model, work: Path) -> dict:
+    """Seconds and peak memory of one command, and what a dry run says before it. Nothing is at hand
+    of earlier runs but the model."""
+    cache = work / "cache"
+    for left in (cache, work / "eval"):
+        shutil.rmtree(left, ignore_errors=True)
+    cache.mkdir()
+    (cache / "models").symlink_to(cache_directory() / "models")
+    environment = {**os.environ, "ROME_MLX_CACHE": str(cache)}
     call = [sys.executable, "-m", "rome_mlx", *words, "--model", str(model)]
     said = subprocess.run([*call, "--dry-run"], capture_output=True, text=True, check=True,
-                          cwd=ROOT).stdout
+                          cwd=ROOT, env=environment).stdout
     began = time.monotonic()
-    child = subprocess.Popen(call, stdout=subprocess.DEVNULL, cwd=ROOT)
+    child = subprocess.Popen(call, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
     _, status, usage = os.wait4(child.pid, 0)
     seconds, processor = time.monotonic() - began, usage.ru_utime + usage.ru_stime
     if status:
@@ -216,7 +226,8 @@ def draw(rows: list[dict], path: str) -> None:
     FigureCanvasAgg(figure)
     for axes, key, words in zip(figure.subplots(1, 2), ("seconds", "memory_gb"),
                                 ("seconds", "peak memory, GB"), strict=True):
-        for command, color in zip(COMMANDS, ("#0072b2", "#767c86", "#d55e00"), strict=True):
+        for command, color in zip(COMMANDS, ("#0072b2", "#767c86", "#d55e00", "#009e73"),
+                                  strict=True):
             for quantized in (False, True):
                 some = sorted((row["parameters"] / 1e9, row[key], row["model"]) for row in rows
                               if row["command"] == command and "parameters" in row

@@ -23,7 +23,8 @@ _MAIN = {"counterfact": ("score", "rewrite_success", "paraphrase_success", "neig
                          "neighborhood_kept", "kl_drift", *_FURTHER),
          "questions": ("score", "rewrite_acc", "paraphrase_acc", "neighborhood_acc", "portability",
                        "kl_drift", *_FURTHER)}
-_FREE = ("wild_rewrite_forced", "wild_rewrite_said", "wild_chat_forced", "wild_chat_said")
+_FREE = ("wild_rewrite_forced", "wild_rewrite_said", "wild_paraphrase_forced",
+         "wild_paraphrase_said", "wild_chat_said")
 _NAME = 13  # columns of the terminal for a run's name
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
