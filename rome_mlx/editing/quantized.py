@@ -58,47 +58,56 @@ def nearest(change: LowRank, keys: np.ndarray, metric: np.ndarray, codes: np.nda
             scales: np.ndarray, most: int) -> np.ndarray:
     """n (out, in) whole numbers for which scales · n is near W's `change` by `metric` (in, in),
     at the keys (in, k) above all, and codes + n from 0 to `most`."""
-    pull, diagonal = change.a.T @ metric, np.diag(metric)
-    slopes = np.empty(metric.shape, np.float32)  # by how many steps one of a code draws others
-    np.divide(metric, diagonal, out=slopes, casting="same_kind")
+    pull, search = change.a.T @ metric, _Search(metric)
     steps = np.empty(codes.shape, np.int16)
     for row, b in enumerate(change.b.T):
-        towards, s = b @ pull, scales[row]  # half the gradient, where no code has moved
-        inverse, whole = np.divide(1, s, out=np.zeros(s.shape), where=s != 0), change.a @ b
-        tries = np.clip(np.rint(np.outer(_MULTIPLES, whole * inverse)), -codes[row],
-                        most - codes[row])
+        s, bounds = scales[row], (-codes[row], most - codes[row])
+        towards, whole = b @ pull, change.a @ b  # half the gradient where no code has moved, and Δ
+        inverse = np.divide(1, s, out=np.zeros(s.shape), where=s != 0)
+        tries = np.clip(np.rint(np.outer(_MULTIPLES, whole * inverse)), *bounds)
         lost = ((tries * s - whole) @ keys)**2
-        steps[row] = _nearest_row(
-            tries[lost.sum(1).argmin()],
-            np.float32(towards * inverse / diagonal), slopes, np.float32(s), np.float32(inverse),
-            np.float32(s * s * diagonal), codes[row], most, _LEAST * float(towards @ whole))
+        steps[row] = search.row(tries[lost.sum(1).argmin()], towards, s, inverse, bounds,
+                                _LEAST * float(towards @ whole))
     return steps
 
 
-def _nearest_row(start, wanted, slopes, scales, inverse, weights, codes, most: int, least: float
-                 ) -> np.ndarray:
-    """start (in,): steps to begin with; wanted (in,): those that each code, moved alone, would best
-    take where none has moved; n of them lower what is minimised by weights · n (2 wanted - n)."""
-    low, high = np.float32(-codes - start), np.float32(most - codes - start)
-    begun = np.flatnonzero(start)
-    wanted -= inverse * (np.float32(start[begun] * scales[begun]) @ slopes[begun])
-    n, gain = np.empty_like(wanted), np.empty_like(wanted)
-    while True:
-        np.rint(wanted, out=n)
-        np.minimum(np.maximum(n, low, out=n), high, out=n)
-        np.add(wanted, wanted, out=gain)
-        gain -= n
-        gain *= n
-        gain *= weights
-        best = int(gain.argmax())
-        if not gain[best] > least:
-            return np.int16(-codes - low)
-        moved = n[best]
-        low[best] -= moved
-        high[best] -= moved
-        np.multiply(slopes[best], inverse, out=gain)
-        gain *= moved * scales[best]
-        wanted -= gain
+class _Search:
+    """One code at a time, in float32.
+
+    slopes (in, in): by how many steps, each of scale 1, one of a code draws the others.
+    """
+
+    def __init__(self, metric: np.ndarray):
+        self.diagonal = np.diag(metric)
+        self.slopes = np.empty(metric.shape, np.float32)
+        np.divide(metric, self.diagonal, out=self.slopes, casting="same_kind")
+
+    def row(self, start, towards, scales, inverse, bounds, least: float) -> np.ndarray:
+        """The steps (in,) of one row from `start` on, within the bounds, until none lowers what is
+        minimised by more than `least`; inverse: 1 / scales, 0 where that is 0."""
+        wanted = np.float32(towards * inverse / self.diagonal)  # by each code, moved alone
+        weights = np.float32(scales * scales * self.diagonal)
+        scales, inverse = np.float32(scales), np.float32(inverse)
+        begun = np.flatnonzero(start)
+        wanted -= inverse * (np.float32(start[begun] * scales[begun]) @ self.slopes[begun])
+        low, high = (np.float32(bound - start) for bound in bounds)
+        n, gain = np.empty_like(wanted), np.empty_like(wanted)
+        while True:
+            np.rint(wanted, out=n)
+            np.minimum(np.maximum(n, low, out=n), high, out=n)
+            np.add(wanted, wanted, out=gain)  # n of them gain weights · n (2 wanted - n)
+            gain -= n
+            gain *= n
+            gain *= weights
+            best = int(gain.argmax())
+            if not gain[best] > least:
+                return np.int16(bounds[0] - low)
+            moved = n[best]
+            low[best] -= moved
+            high[best] -= moved
+            np.multiply(self.slopes[best], inverse, out=gain)
+            gain *= moved * scales[best]
+            wanted -= gain
 
 
 def _keys(edit, path: str, decoder: Decoder, tokenizer, layer: int) -> np.ndarray:
