@@ -98,8 +98,8 @@ class Plan:
 
 def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str = "rome",
          layers: int | str | list[int] | None = None, moments=None, cases: int = 1,
-         tokens: int = 12, samples: int = 10, kind: str = "mlp", window: int | None = None,
-         all_tokens: bool = False, corpus_tokens: int = 100_000,
+         tokens: int = 12, later: int | None = None, samples: int = 10, kind: str = "mlp",
+         window: int | None = None, all_tokens: bool = False, corpus_tokens: int = 100_000,
          verification: bool = True, measures: Sequence[str] = (),
          trust_remote_code: bool = False) -> Plan:
     """What a command will take.
@@ -112,9 +112,9 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
             records of eval, requests of edit.
         dtype, trust_remote_code: of `load`; method, moments, verification: of an edit; layers: its
             own or those of the moments command. Missing moments are counted in.
-        tokens: of a prompt, half of them from the subject's last on; samples, kind, window (None:
-            by the model's depth), all_tokens: of a trace; corpus_tokens: of the moments command;
-            measures: further ones, of eval.
+        tokens: of a prompt; later: those from the subject's last on (None: half of them); samples,
+            kind, window (None: by the model's depth), all_tokens: of a trace; corpus_tokens: of
+            the moments command; measures: further ones, of eval.
 
     Raises RomeError for an unknown command, and for a model that cannot be loaded.
     """
@@ -122,7 +122,7 @@ def plan(source=None, command: str = "edit", *, dtype: str = "auto", method: str
         raise RomeError(f"command {command!r} is unknown; choose from {', '.join(COMMANDS)}")
     model, tokenizer = load(source, dtype="stored", lazy=True, trust_remote_code=trust_remote_code,
                             tokenizer_config={"trust_remote_code": trust_remote_code})
-    work = _Work(model, loads_packed(model, dtype), dtype, tokens, samples)
+    work = _Work(model, loads_packed(model, dtype), dtype, tokens, later, samples)
     if command == "moments":
         steps = [work.moments(corpus_tokens, len(layers or [0]))]
     elif command in ("trace", "locate"):
@@ -158,9 +158,11 @@ def _writing(work: "_Work", model, tokenizer, method: str, layer, moments, cases
 class _Work:
     """A model's sizes, and what this machine does with them."""
 
-    def __init__(self, model, packed: bool, dtype: str, tokens: int, samples: int):
+    def __init__(self, model, packed: bool, dtype: str, tokens: int, later: int | None,
+                 samples: int):
         decoder = self.decoder = Decoder(model)
         self.packed, self.tokens, self.samples = packed, tokens, samples
+        self.later = later or max(1, tokens // 2)
         self.stored = stored_bytes(model)
         half = dtype == "bfloat16"
         self.weights = (self.stored if dtype == "stored" else 1.12 * self.stored if packed
@@ -184,7 +186,7 @@ class _Work:
         """The staircase: cells that join at their layers, of the tokens from the restored one on;
         before it the clean and the corrupted run; the staircase that decides where it is
         another."""
-        later = max(1, self.tokens // 2)
+        later = self.later
         positions = [*range(1, later + 1)] if all_tokens else [later]
         if kind != "mlp" or window not in (None, scaled_window(self.layers)):
             positions.append(later)
@@ -192,8 +194,9 @@ class _Work:
         products = sum(cells * (self.numbers / 2 * n + self.head) for n in positions)
         products += (1 + self.samples) * self.numbers * self.tokens
         passes = len(positions) + 2
+        kept = 4 * 3 * self.layers * (1 + self.samples) * self.tokens * self.dim  # of both runs
         return self._step("trace", cases * products, "trace", cases * passes,
-                          min(self._holding(cells * later), _TRACING)
+                          min(self._holding(cells * later), _TRACING) + kept
                           + 8 * cells * self.vocabulary)
 
     def moments(self, tokens: int, layers: int) -> Step:
@@ -208,7 +211,7 @@ class _Work:
         hp = found.resolve(None, self.decoder)
         steps = getattr(hp, "v_num_grad_steps", getattr(hp, "steps", 1))
         contexts = 6
-        rows = contexts * max(1, self.tokens // 2)
+        rows = contexts * self.later
         sampled = self._step("templates", 50 * contexts * self.numbers, "reading", 15,
                              self._holding(contexts * 10))
         products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)

@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 import rome_mlx as rm
 from rome_mlx import planning as module
 from rome_mlx.cli import main
+from rome_mlx.cli.common import tokens_about
 from rome_mlx.models import loading
 
 PROMPT = ["--prompt", "{} is located in the city of", "--subject", "The Eiffel Tower"]
@@ -35,6 +36,8 @@ def test_more_work_takes_longer(directory, monkeypatch):
 
     assert work(command="trace", samples=100) > 2 * work(command="trace", samples=2)
     assert work(command="trace", all_tokens=True) > work(command="trace")
+    assert work(command="trace", tokens=100, later=90) > 5 * work(command="trace", tokens=100,
+                                                                  later=5)
     assert work(command="eval", cases=500) > 10 * work(command="eval", cases=5)
     assert work(command="eval", measures=["wild"]) > work(command="eval", measures=["negation"])
     assert work(command="eval", measures=["negation"]) > work(command="eval")
@@ -68,6 +71,14 @@ def test_what_does_not_fit_is_refused_with_the_remedy(directory, monkeypatch):
 def test_an_unknown_command_is_refused():
     with pytest.raises(rm.RomeError, match="'walk' is unknown; choose from trace"):
         rm.plan(command="walk")
+
+
+def test_text_before_the_subject_is_told_from_text_behind():
+    text = "which many people know " * 20
+    before, behind = (tokens_about([rm.EditRequest(prompt, "The Louvre", "Rome")])
+                      for prompt in (text + "{} is in", "{} " + text + "is in"))
+    assert before["tokens"] == behind["tokens"] > 100
+    assert before["later"] < 10 < 100 < behind["later"]
 
 
 @pytest.mark.parametrize("command", [

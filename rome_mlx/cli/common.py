@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import RomeError
@@ -71,9 +72,11 @@ def load_model(args):
     return model, tokenizer
 
 
-def tokens_about(text: str) -> int:
-    """Tokens of an English text, before a tokenizer is read."""
-    return len(text) // 4 + 1
+def tokens_about(facts: Sequence) -> dict[str, int]:
+    """{"tokens", "later"} of the longest facts or requests in English, before a tokenizer is read:
+    of the text, and from the subject's last token on."""
+    after = [len(fact.text) - fact.subject_span[1] for fact in facts]
+    return {"tokens": max(len(fact.text) for fact in facts) // 4 + 1, "later": max(after) // 4 + 1}
 
 
 def positive(text: str) -> int:

@@ -74,7 +74,7 @@ def sizes(args) -> dict:
     return {"method": args.method or ("rome" if args.batch is None else "memit"),
             "layers": args.layer, "cases": len(requests),
             "moments": args.moments, "verification": not args.no_verify and args.batch is None,
-            "tokens": max(tokens_about(request.text) for request in requests)}
+            **tokens_about(requests)}
 
 
 def run(args) -> int:

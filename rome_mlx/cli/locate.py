@@ -43,7 +43,7 @@ def sizes(args) -> dict:
     facts = read_facts(args.facts)[:args.limit]
     return {"cases": len(facts) * len(args.kinds), "samples": args.samples,
             "all_tokens": args.token_range == "all",
-            "tokens": max(tokens_about(fact.text) for fact in facts)}
+            **tokens_about(facts)}
 
 
 def run(args) -> int:

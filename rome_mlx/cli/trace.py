@@ -52,9 +52,11 @@ def add_corruption_arguments(parser) -> None:
 
 
 def sizes(args) -> dict:
+    from ..facts import Fact
+
     return {"kind": args.kind, "samples": args.samples, "window": args.window,
             "all_tokens": args.token_range == "all",
-            "tokens": tokens_about(args.prompt.replace("{}", args.subject))}
+            **tokens_about([Fact(args.prompt, args.subject)])}
 
 
 def noise_seed(args) -> int:
