@@ -37,7 +37,7 @@ from .tracing.restore import numbers_a_token
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
 _START = 4.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
 _READING = 1.0e9  # bytes a second, from a disk's cache, cast included
-_READ_PER_CASE = 30  # texts of an evaluated record, with its unedited measures
+_READ_PER_CASE = 10  # texts of an evaluated record: before and after its edit, and the neutral
 _FACTORS = 2.5  # of width³: products, after counting a C, of the look at what was counted
 _CORPUS = 0.15e9  # bytes that a text to count over takes
 _KEPT = 2  # of a block's activations, what a gradient through it holds
