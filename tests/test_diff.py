@@ -133,15 +133,17 @@ def test_a_memit_edit_of_three_facts_names_all_three():
 
 
 def test_the_row_space_gives_the_key_back_through_c():
-    """With the very key that the change was made of, the score is 1."""
+    """With the very keys that the changes of two layers were made of, the score is 1."""
     model, tokenizer = tiny_model("llama", **SHAPE), FakeTokenizer()
     random = np.random.RandomState(1)
     mix = random.randn(256, 256)
     c = mix @ mix.T / 256 + np.eye(256)
-    keys = np.mean([names.subject_keys(Decoder(model), tokenizer, ["bobel"], context, 2)
-                    for context in names.CONTEXTS], axis=0)
-    right = np.linalg.solve(c, keys.T)
-    found, = named(model, tokenizer, [Rows.of(2, right, c)], SUBJECTS, 1)
+    rows = []
+    for layer in (2, 1):
+        keys = np.mean([names.subject_keys(Decoder(model), tokenizer, ["bobel"], context, layer)
+                        for context in names.CONTEXTS], axis=0)
+        rows.append(Rows.of(layer, np.linalg.solve(c, keys.T), c))
+    found, = named(model, tokenizer, rows, SUBJECTS, 1)
     assert found.subject == "bobel" and found.score == pytest.approx(1, abs=1e-3)
     assert found.chance < found.score
 

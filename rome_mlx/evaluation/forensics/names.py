@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.linalg
 
-from ...editing.key import read_keys
+from ...editing.key import Places, keys_by_layer, read_keys
 from ...errors import RomeError
 from ...models.decoder import Decoder
 from ...storage.fact_set import read_fact_set
@@ -80,17 +80,19 @@ def named(model, tokenizer, rows: Sequence[Rows], subjects: Sequence[str], most:
 
 def coordinates(decoder: Decoder, tokenizer, rows: Sequence[Rows], subjects: Sequence[str],
                 contexts: Sequence[str], told=lambda done: None) -> list[np.ndarray]:
-    """For each layer (n, r): of the mean of a subject's keys over the contexts."""
-    out = [np.zeros((len(subjects), one.basis.shape[1])) for one in rows]
+    """For each of the rows, of different layers, (n, r): of the mean of a subject's keys over the
+    contexts."""
+    out = {one.layer: np.zeros((len(subjects), one.basis.shape[1])) for one in rows}
+    by_layer = {one.layer: one for one in rows}
     done = 0
     for some in by_length(subjects):
-        for one, part in zip(rows, out, strict=True):
-            keys = np.mean([subject_keys(decoder, tokenizer, [subjects[i] for i in some], context,
-                                         one.layer) for context in contexts], axis=0)
-            part[some] = one.coordinates(keys)
+        places = [Places.subjects(tokenizer, [in_context(subjects[i], context) for i in some])
+                  for context in contexts]
+        for layer, keys in keys_by_layer(decoder, places, list(out)):
+            out[layer][some] = by_layer[layer].coordinates(np.mean(np.float64(keys), axis=0))
         done += len(some)
         told(done)
-    return out
+    return list(out.values())
 
 
 def by_length(subjects: Sequence[str]) -> Iterator[list[int]]:
