@@ -86,7 +86,7 @@ def right(seeds: list[dict]) -> str:
 
 
 def ci(found: dict, key: str) -> str:
-    if key == "perplexity":
+    if key == "perplexity" or found[key]["ci95"] is None:  # of one edit there is none
         return ""
     low, high = found[key]["ci95"]
     return f" [{low:.0f}, {high:.0f}]"
