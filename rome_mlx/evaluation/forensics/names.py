@@ -80,19 +80,19 @@ def named(model, tokenizer, rows: Sequence[Rows], subjects: Sequence[str], most:
 
 def coordinates(decoder: Decoder, tokenizer, rows: Sequence[Rows], subjects: Sequence[str],
                 contexts: Sequence[str], told=lambda done: None) -> list[np.ndarray]:
-    """For each of the rows, of different layers, (n, r): of the mean of a subject's keys over the
-    contexts."""
-    out = {one.layer: np.zeros((len(subjects), one.basis.shape[1])) for one in rows}
-    by_layer = {one.layer: one for one in rows}
+    """For each layer (n, r): of the mean of a subject's keys over the contexts."""
+    out = [np.zeros((len(subjects), one.basis.shape[1])) for one in rows]
+    layers = [one.layer for one in rows]
     done = 0
     for some in by_length(subjects):
         places = [Places.subjects(tokenizer, [in_context(subjects[i], context) for i in some])
                   for context in contexts]
-        for layer, keys in keys_by_layer(decoder, places, list(out)):
-            out[layer][some] = by_layer[layer].coordinates(np.mean(np.float64(keys), axis=0))
+        for layer, keys in keys_by_layer(decoder, places, layers):
+            at = layers.index(layer)
+            out[at][some] = rows[at].coordinates(np.mean(np.float64(keys), axis=0))
         done += len(some)
         told(done)
-    return list(out.values())
+    return out
 
 
 def by_length(subjects: Sequence[str]) -> Iterator[list[int]]:
