@@ -107,7 +107,7 @@ def commands(args, work: Path):
         yield name, COMMANDS[name]
     for tokens in args.tokens:
         filler = " ".join((FILLER * tokens).split()[:max(1, tokens - 11)])  # a token a word
-        for name in ("trace", "edit"):
+        for name in [one for one in args.commands if one in ("trace", "edit")]:
             words = list(COMMANDS[name])
             words[words.index(FACT[1])] = f"{{}}, {filler}, is located in the city of"
             yield f"{name}, {tokens} tokens", words
@@ -127,9 +127,9 @@ def repeated(words: list[str], model, repeats: int, work: Path) -> dict:
 
 def measured(words: list[str], model, work: Path) -> dict:
     """Seconds and peak memory of one command, and what a dry run says before it. Nothing is at hand
-    of earlier runs but the model."""
+    of earlier runs but the model and, where they are read, its moments."""
     cache = work / "cache"
-    for left in (cache, work / "eval"):
+    for left in (cache, work / "eval", *([work / "moments"] if words[0] == "moments" else ())):
         shutil.rmtree(left, ignore_errors=True)
     cache.mkdir()
     (cache / "models").symlink_to(cache_directory() / "models")

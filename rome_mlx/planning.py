@@ -25,6 +25,7 @@ from .models.decoder import Decoder
 from .models.loading import load, loads_packed
 from .models.weights import (
     floats_of,
+    has_codes,
     memory_of_machine,
     stored_bytes,
     weight_shape,
@@ -35,15 +36,17 @@ from .tracing.decision import scaled_window
 from .tracing.restore import numbers_a_token
 
 COMMANDS = ("trace", "locate", "moments", "edit", "eval")
-_START = 4.0, 0.25e9  # seconds and bytes of the imports and the tokenizer
-_READING = 1.0e9  # bytes a second, from a disk's cache, cast included
+_START = 2.6, 0.25e9  # seconds and bytes of the imports and the tokenizer
+_READING = 1.25e9  # bytes a second, from a disk's cache, cast included
+_DEQUANTIZED = 0.45e9  # bytes of float32 a second, where a quantized model becomes that
+_FACTORED = 1e11  # width³ a second: C is read, copied and factored
 _READ_PER_CASE = 10  # texts of an evaluated record: before and after its edit, and the neutral
 _FACTORS = 2.5  # of width³: products, after counting a C, of the look at what was counted
 _CORPUS = 0.15e9  # bytes that a text to count over takes
 _KEPT = 2  # of a block's activations, what a gradient through it holds
 _TRACING = 1e9  # bytes that a trace's activations may take, by its default
 #: of the peak of large products, what each step reaches, by measurement
-_SHARES = {"trace": 0.45, "moments": 0.40, "value": 0.30, "reading": 0.26}
+_SHARES = {"trace": 0.69, "moments": 0.65, "templates": 0.26, "value": 0.34, "reading": 0.50}
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,10 @@ class _Work:
     def start(self) -> Step:
         """Imports, and reading the weights: what is read is held beside what it becomes."""
         again = 0 if self.weights <= 1.2 * self.stored else self.stored
-        return Step("start", _START[0] + max(self.stored, self.weights) / _READING, again)
+        seconds = (self.stored / _READING + self.weights / _DEQUANTIZED
+                   if again and has_codes(self.decoder.model)
+                   else max(self.stored, self.weights) / _READING)
+        return Step("start", _START[0] + seconds, again)
 
     def trace(self, kind: str, all_tokens: bool, cases: int, window: int | None = None) -> Step:
         """The staircase: cells that join at their layers, of the tokens from the restored one on;
@@ -212,7 +218,7 @@ class _Work:
         steps = getattr(hp, "v_num_grad_steps", getattr(hp, "steps", 1))
         contexts = 6
         rows = contexts * self.later
-        sampled = self._step("templates", 50 * contexts * self.numbers, "reading", 15,
+        sampled = self._step("templates", 50 * contexts * self.numbers, "templates", 15,
                              self._holding(contexts * 10))
         products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)
         square = 8 * self.width**2 * 2 if found.needs_moments else 0
@@ -220,7 +226,7 @@ class _Work:
         value = self._step("value", products, "value", 2 * steps * cases,
                            max(square, self._holding(together * rows, _KEPT * self.layers)
                                + 16 * together * contexts * self.vocabulary))
-        return [sampled, replace(value, seconds=value.seconds + layers * self.width**3 / 3e10)]
+        return [sampled, replace(value, seconds=value.seconds + layers * self.width**3 / _FACTORED)]
 
     def verification(self, traced: Step, cases: int) -> Step:
         """A trace of the edited model, four texts of 50 tokens, and the side effects."""
@@ -235,7 +241,7 @@ class _Work:
         """So many texts of 64 tokens, with every token's prediction."""
         products = texts * 64 * (self.numbers + self.head)
         return self._step("reading", products, "reading", texts / 16,
-                          self._holding(16 * 64) + 8 * 16 * 64 * self.vocabulary)
+                          self._holding(16 * 64) + 4 * 16 * 64 * self.vocabulary)
 
     def _step(self, name: str, products: float, share: str, passes: float,
               memory: float) -> Step:
@@ -269,5 +275,5 @@ def _gb(size: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return (f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000
+    return (f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 6000
             else f"{seconds / 3600:.1f} h")
