@@ -177,14 +177,17 @@ def pieces(tokenizer, text: str) -> list[list[int]]:
 
 
 def interval(values) -> dict:
-    """The mean in percent, with a 95 % interval over edits."""
+    """The mean in percent, with a 95 % interval over edits; None of both where there are none."""
+    if not len(values):
+        return {"mean": None, "ci95": None}
     shares = 100 * np.array(values, np.float64)
     return {"mean": float(shares.mean()), "ci95": mean_interval(shares, range(len(shares)), True)}
 
 
 def line(found: dict) -> str:
     def of(name: str) -> str:
-        return f"{found[name]['mean']:5.1f}"
+        mean = found[name]["mean"]
+        return "  –  " if mean is None else f"{mean:5.1f}"
 
     ratios = [found["perplexity"][name] / value
               for name, value in found["perplexity_before"].items()]

@@ -52,7 +52,8 @@ def read(runs: list[str]) -> dict[str, dict[int, list[dict]]]:
     return lines
 
 
-def value(found: dict, name: str) -> float:
+def value(found: dict, name: str) -> float | None:
+    """None where nothing was measured, such as neighbors of one edit."""
     if name == "perplexity":
         return found["perplexity"]["wikipedia"] / found["perplexity_before"]["wikipedia"]
     return found[name]["mean"]
@@ -65,7 +66,10 @@ def table(lines) -> None:
         for edits, seeds in sorted(at.items()):
             cells = []
             for key, _ in PANELS:
-                values = [value(found, key) for found in seeds]
+                values = [x for found in seeds if (x := value(found, key)) is not None]
+                if not values:
+                    cells.append("")
+                    continue
                 digits = 2 if key == "perplexity" else 1
                 cells.append(f"{np.mean(values):.{digits}f}" + (
                     f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -97,7 +101,8 @@ def draw(lines, width: int, path: str) -> None:
     FigureCanvasAgg(figure)
     for axes, (key, words) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         for name, at in lines.items():
-            edits = sorted(at)
+            edits = [count for count in sorted(at)
+                     if all(value(found, key) is not None for found in at[count])]
             rows = [[value(found, key) for found in at[count]] for count in edits]
             x = [count / width for count in edits]
             axes.plot(x, [np.mean(row) for row in rows], marker="o", markersize=3, label=name)
