@@ -208,7 +208,7 @@ def put(model, modules: dict) -> None:
 
 def summed(results: list[dict]) -> dict:
     """Of every kind: percent of edits whose kind, and of facts whose subject and object, is found
-    (the subject among as many as were written, the object at its own name)."""
+    (the subject among as many as were written, the object, its first word, at its own name)."""
     out = {}
     for kind in dict.fromkeys(result["kind"] for result in results):
         some = [result for result in results if result["kind"] == kind]
@@ -219,7 +219,7 @@ def summed(results: list[dict]) -> dict:
                 groups.append(i)
                 if subject in one["names"][:10]:
                     said = one["said"][one["names"].index(subject)]
-                    objects.append(100.0 * (bool(said) and target.strip().startswith(said)))
+                    objects.append(100.0 * (said == target.split()[0]))
         audit = [100.0 * (subject in one.get("audit", ())) for one in some
                  for subject in one["subjects"]]
         family = [100.0 * (one["verdict"] == FAMILY[method_of(kind)]) for one in some]
