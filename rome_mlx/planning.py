@@ -43,6 +43,7 @@ _FACTORED = 1e11  # width³ a second: C is read, copied and factored
 _READ_PER_CASE = 10  # texts of an evaluated record: before and after its edit, and the neutral
 _FACTORS = 2.5  # of width³: products, after counting a C, of the look at what was counted
 _CORPUS = 0.15e9  # bytes that a text to count over takes
+_CONTEXTS = 6  # of a value, of methods whose hyperparameters do not say
 _KEPT = 2  # of a block's activations, what a gradient through it holds
 _TRACING = 1e9  # bytes that a trace's activations may take, by its default
 #: of the peak of large products, what each step reaches, by measurement
@@ -216,10 +217,11 @@ class _Work:
         """The templates' sampling, and the values' steps: forward and back above the layer."""
         hp = found.resolve(None, self.decoder)
         steps = getattr(hp, "v_num_grad_steps", getattr(hp, "steps", 1))
-        contexts = 6
+        lengths = getattr(hp, "context_lengths", ((_CONTEXTS - 1, 0),))
+        contexts = 1 + sum(count for count, _ in lengths)
         rows = contexts * self.later
-        sampled = self._step("templates", 50 * contexts * self.numbers, "templates", 15,
-                             self._holding(contexts * 10))
+        sampled = self._step("templates", 50 * _CONTEXTS * self.numbers, "templates", 15,
+                             self._holding(_CONTEXTS * 10))
         products = 2 * steps * cases * (0.85 * self.numbers * rows + self.head * contexts)
         square = 8 * self.width**2 * 2 if found.needs_moments else 0
         together = min(cases, AT_ONCE) if found.equations else 1
