@@ -217,8 +217,7 @@ class _Work:
         """The templates' sampling, and the values' steps: forward and back above the layer."""
         hp = found.resolve(None, self.decoder)
         steps = getattr(hp, "v_num_grad_steps", getattr(hp, "steps", 1))
-        lengths = getattr(hp, "context_lengths", ((_CONTEXTS - 1, 0),))
-        contexts = 1 + sum(count for count, _ in lengths)
+        contexts = getattr(hp, "contexts", _CONTEXTS)
         rows = contexts * self.later
         sampled = self._step("templates", 50 * _CONTEXTS * self.numbers, "templates", 15,
                              self._holding(_CONTEXTS * 10))

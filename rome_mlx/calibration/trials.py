@@ -89,7 +89,7 @@ class Trials(Tried):
         name, about = name_of(configuration), configuration.to_json()
         items = [Item(f"{name}_{name_of(record)}", {**about, "record": record.to_json()})
                  for record in self.bench.records[:count]]
-        contexts = 1 + sum(n for n, _ in configuration.hyperparameters.context_lengths)
+        contexts = configuration.hyperparameters.contexts
         results = self.bench.run.map(items, lambda group, todo: self._edited(configuration, todo),
                                      together=max(1, _ROWS // contexts))
         if len(results) >= len(self.tried.get(name, (None, []))[1]):

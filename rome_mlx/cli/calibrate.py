@@ -95,8 +95,7 @@ class _Told:
                       "    left")
                 self.headed = True
             layer, hp = found["configuration"].layer, found["configuration"].hyperparameters
-            contexts = 1 + sum(count for count, _ in hp.context_lengths)
-            print(f"{layer:>5}  {hp.clamp_norm_factor:>5.1f}  {contexts:>8}  "
+            print(f"{layer:>5}  {hp.clamp_norm_factor:>5.1f}  {hp.contexts:>8}  "
                   f"{hp.v_num_grad_steps:>5}  {hp.kl_factor:>4.2g}  {found['records']:>5}  "
                   f"{found['said']:>4.0f}  {found['es']:>3.0f}  {found['ps']:>3.0f}  "
                   f"{found['ns']:>3.0f}  "

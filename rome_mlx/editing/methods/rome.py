@@ -43,6 +43,11 @@ class Hyperparameters(ValueHyperparameters):
     ridge: float = 0.0
     context_lengths: tuple[tuple[int, int], ...] = ((10, 5), (10, 10))
 
+    @property
+    def contexts(self) -> int:
+        """How many a value is taken in: the templates and the bare prompt."""
+        return 1 + sum(count for count, _ in self.context_lengths)
+
 
 #: good on every model tried, and five times faster than the published steps; see docs/editing.md
 _BALL = {"v_rule": "ball", "v_lr": 0.7, "v_num_grad_steps": 10, "clamp_norm_factor": 2.0,
