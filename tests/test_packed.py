@@ -59,3 +59,16 @@ def test_the_inputs_of_a_later_product_are_not_what_an_earlier_one_left_in_memor
         mx.eval(one, other)
     np.testing.assert_allclose(np.array(one), np.array(module.words.as_linear(x)), atol=1e-4)
     np.testing.assert_allclose(np.array(other), np.array(module.layer(x)), atol=1e-4)
+
+
+@pytest.mark.parametrize("how", MODES, ids=str)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_a_weight_is_unpacked_to_the_bits_of_mlx_with_wide_scales(how, dtype):
+    mx.random.seed(1)
+    module = nn.QuantizedLinear(128, 192, bias=False, **how)
+    if "mode" not in how:
+        module.set_dtype(dtype)
+    found = np.array(packed.unpacked(module))
+    np.testing.assert_array_equal(found, np.array(packed._dequantized(module, slice(None))))
+    x = mx.random.normal((4, 128))
+    np.testing.assert_allclose(np.array(x @ mx.array(found).T), np.array(module(x)), atol=1e-5)

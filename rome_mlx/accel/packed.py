@@ -48,6 +48,19 @@ def unpacking_rate() -> float:
     return 4096 * 1024 / best
 
 
+def unpacked(module: nn.Module) -> mx.array:
+    """A quantized module's weight (out, in) float32. Scales of 16 bits are widened first, as they
+    are in MLX's products; `mx.dequantize` would round the weight to them."""
+    table = _table_of(module) if slow_exponentials() else None
+    if table is None:
+        return _dequantized(module, slice(None))
+    count, width = _shape(module)
+    out = mx.zeros((count, width))
+    mx.eval(out)
+    _unpack(module, slice(0, count), table, np.array(out, copy=False))
+    return out
+
+
 def _products(module: nn.Module) -> Callable[[mx.array], mx.array]:
     """x (..., in) -> x Wᵀ (..., out), of x's type, for a quantized module's weight W (out, in)."""
     @mx.custom_function
@@ -75,24 +88,42 @@ def _slices(module: nn.Module, rows: mx.array) -> Iterator[tuple[slice, mx.array
     """The weight's rows, so many at a time: where they are, and (rows, in) float32, which is there
     until the next is asked for."""
     mx.eval(rows)
-    count = len(module.weight)
-    width = module.weight.shape[1] * 32 // module.bits
+    (count, width), table = _shape(module), _table_of(module)
     step = max(1, min(count, SLICE // width))
-    table = (_table(module.bits) if module.mode == "affine" and 16 % module.bits == 0
-             else None)  # a code may lie across 16 bits
     for i in range(0, count, step):
         where = slice(i, min(count, i + step))
         if table is None:
-            yield where, mx.dequantize(
-                module.weight[where], module.scales[where],
-                None if (biases := module.get("biases")) is None else biases[where],
-                group_size=module.group_size, bits=module.bits, mode=module.mode,
-                dtype=mx.float32)
+            yield where, _dequantized(module, where)
         else:
             memory = _memory((where.stop - i) * width).reshape(-1, width)
             mx.eval(memory)
             _unpack(module, where, table, np.array(memory, copy=False))
             yield where, memory
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    return len(module.weight), module.weight.shape[1] * 32 // module.bits
+
+
+def _table_of(module: nn.Module) -> np.ndarray | None:
+    """The table by which `_unpack` unpacks a module; None where a code may lie across 16 bits."""
+    return _table(module.bits) if module.mode == "affine" and 16 % module.bits == 0 else None
+
+
+def _dequantized(module: nn.Module, where: slice) -> mx.array:
+    """Rows of a module's weight by MLX, (rows, in) float32."""
+    biases = module.get("biases")
+    return dequantize(module, module.weight[where], module.scales[where],
+                      None if biases is None else biases[where])
+
+
+def dequantize(module: nn.Module, codes: mx.array, scales: mx.array,
+               biases: mx.array | None) -> mx.array:
+    """Rows of codes (rows, packed) -> (rows, in) float32, of a module's kind of quantization."""
+    if biases is not None:  # affine
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return mx.dequantize(codes, scales, biases, group_size=module.group_size, bits=module.bits,
+                         mode=module.mode, dtype=mx.float32)
 
 
 def _memory(numbers: int) -> mx.array:

@@ -4,14 +4,21 @@ import os
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..accel.packed import unpacked
 
 
 def cast(model: nn.Module, dtype: mx.Dtype, packed: bool = False) -> nn.Module:
     """Cast floats to `dtype`, in place; quantized modules are dequantized, or stay `packed`, with
     scales and biases of that type."""
-    if not packed:
-        model.update_modules(_dequantized_leaves(model, dtype))
+    leaves = [] if packed else tree_flatten(model.leaf_modules(), is_leaf=_is_module)
+    while leaves:  # one at a time, so that its codes can go
+        path, module = leaves.pop()
+        if is_quantized(module):
+            floats = dequantized(module, dtype)
+            mx.eval(floats.parameters())
+            model.update_modules(tree_unflatten([(path, floats)]))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
     model.eval()
     mx.eval(model.parameters())
@@ -44,9 +51,8 @@ def memory_of_machine() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _dequantized_leaves(module: nn.Module, dtype: mx.Dtype) -> dict:
-    return tree_map(lambda m: dequantized(m, dtype) if is_quantized(m) else m,
-                    module.leaf_modules(), is_leaf=lambda m: isinstance(m, nn.Module))
+def _is_module(node) -> bool:
+    return isinstance(node, nn.Module)
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -54,12 +60,8 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """A linear or embedding module's weight (out, in), dequantized and cast."""
-    if not is_quantized(module):
-        return module.weight.astype(dtype)
-    return mx.dequantize(module.weight, module.scales, module.get("biases"),
-                         group_size=module.group_size, bits=module.bits,
-                         mode=module.mode).astype(dtype)
+    """A linear or embedding module's weight (out, in), dequantized in float32 and cast."""
+    return (unpacked(module) if is_quantized(module) else module.weight).astype(dtype)
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
