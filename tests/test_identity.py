@@ -1,6 +1,7 @@
 """Which model is this: the same on every copy, another when anything is changed."""
 
 import json
+from copy import deepcopy
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +15,7 @@ from samples import arrays
 from tiny import tiny_model
 
 import rome_mlx as rm
-from rome_mlx.models.identity import Identity
+from rome_mlx.models.identity import Identity, fingerprint, same
 from rome_mlx.models.weights import cast
 
 PATH = "model.layers.1.mlp.down_proj"
@@ -42,6 +43,37 @@ def test_a_quantized_model_is_its_float_copy():
     quantized = Identity.of(model)
     assert quantized.difference(Identity.of(model_of())) == "other weights"
     assert Identity.of(cast(model, mx.float32)).difference(quantized) is None
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_a_quantized_model_with_scales_of_16_bits_is_one_however_it_is_loaded(dtype):
+    model = model_of()
+    model.set_dtype(dtype)
+    nn.quantize(model, group_size=32, bits=4)
+    stored = Identity.of(model)
+    packed, floats = deepcopy(model), deepcopy(model)
+    for other in (cast(packed, mx.float32, True), cast(floats, mx.float32)):
+        assert Identity.of(other).difference(stored) is None
+
+
+def test_sums_are_exact_where_mlxs_own_are_not():
+    """MLX's norm of this weight is off by a percent on a CPU: a GPU's would be another model's."""
+    layer = nn.Linear(4096, 4096, bias=False)
+    layer.weight = mx.full((4096, 4096), 0.013) + 1e-3 * layer.weight
+    w = np.array(layer.weight, np.float64)
+    found = fingerprint(layer)
+    np.testing.assert_allclose(found[2], np.linalg.norm(w), rtol=1e-12)
+    signs = np.random.RandomState(0)
+    left, right = (signs.choice([-1.0, 1.0], (8, 4096)) for _ in range(2))
+    np.testing.assert_allclose(found[3:], (left @ w * right).sum(1) / found[2], atol=1e-12)
+
+
+def test_a_fingerprint_of_version_0_1_with_its_bad_norm_is_still_known():
+    found = fingerprint(model_of().model.layers[1].mlp.down_proj)
+    old = [*found[:2], 0.987 * found[2], *(x / 0.987 for x in found[3:])]
+    assert same(found, old) and same(old, found)
+    assert not same(found, [*found[:3], *(x / 0.987 for x in found[3:])])
+    assert not same(found, [*found[:3], found[3] + 1e-4, *found[4:]])
 
 
 def test_both_copies_of_the_default_model_are_one(default_model, default_model_4bit):

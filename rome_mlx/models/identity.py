@@ -3,6 +3,7 @@
 A hash would call the same model on another machine another one: devices dequantize with different
 last bits. So weights are compared by projections on random sign vectors, with a tolerance that no
 training step passes. Adapters and edits are small and come from files: they are hashed.
+Sums are numpy's, in float64: MLX's are off by a percent for a large weight on a CPU, not on a GPU.
 """
 
 import hashlib
@@ -17,15 +18,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..accel.packed import dequantize
 from ..storage.files import read_json
 from .applied import edits_of, record_of
 from .weights import is_quantized, weight
 
-_TOLERANCE = 1e-5  # of a fingerprint's numbers
+_TOLERANCE = 1e-5  # of a weight's projections, relative to its norm
 _PROJECTIONS = 8
 _ROWS = 8  # of each array that an identity reads
 _NUMBERS = 16
-_BASE_TOLERANCE = 2e-5  # one array changed by more than this, relative to itself, is seen
+_BASE_TOLERANCE = 1e-4  # one array changed by more than this, relative to itself, is seen
+_BLOCK = 512  # rows of a weight at a time
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,13 @@ def stored_for(model: nn.Module, paths: Iterable[Path]) -> Iterator[tuple[Path, 
 
 
 def _base(model: nn.Module) -> tuple[float, ...]:
-    names, found = [], []
-    for name, rows in _sampled(model, ""):
-        names.append(name)
-        found.append((rows @ _signs(rows.shape[1]), (rows * rows).sum()))
+    found = dict(_sampled(model, ""))
     mx.eval(found)
     total = np.zeros(_NUMBERS)
-    for name, (projections, square) in zip(names, found, strict=True):
-        norm = max(float(square), 1e-30) ** 0.5
-        numbers = np.append(np.array(projections, np.float64) / norm, np.log(norm))
+    for name, sampled in found.items():
+        rows = np.array(sampled, np.float64)
+        norm = max(np.linalg.norm(rows), 1e-15)
+        numbers = np.append(rows @ _signs(rows.shape[1]) / norm, np.log(norm))
         total += _mixing(name, len(numbers)) @ numbers
     return tuple(float(f"{x:.9g}") for x in total)
 
@@ -145,8 +146,7 @@ def _rows(name: str, module, array: mx.array) -> mx.array:
     if "scales" not in module:
         return drawn(array).astype(mx.float32)
     biases = drawn(module["biases"]) if module.get("biases") is not None else None
-    return mx.dequantize(drawn(array), drawn(module["scales"]), biases, mode=module.mode,
-                         group_size=module.group_size, bits=module.bits).astype(mx.float32)
+    return dequantize(module, drawn(array), drawn(module["scales"]), biases)
 
 
 def _is_adapter(node) -> bool:
@@ -181,32 +181,37 @@ def _mixing(name: str, numbers: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _signs(width: int) -> mx.array:
-    return mx.array(np.random.RandomState(width).choice([-1.0, 1.0], width), dtype=mx.float32)
+def _signs(width: int) -> np.ndarray:
+    return np.random.RandomState(width).choice([-1.0, 1.0], width)
 
 
 def fingerprint(module: nn.Module) -> list[float]:
-    """[out, in, norm, 8 projections] of a linear module's original weight in float32: what an edit
-    says of each weight that it is for.
+    """[out, in, norm, 8 projections by it] of a linear module's original weight: what an edit says
+    of each weight that it is for.
 
     Applied edits are set aside, adapters too.
     """
     w = original_weight(module)
     out, into = w.shape
     signs = np.random.RandomState(0)
-    left = mx.array(signs.choice([-1.0, 1.0], (_PROJECTIONS, out)), dtype=mx.float32)
-    right = mx.array(signs.choice([-1.0, 1.0], (_PROJECTIONS, into)), dtype=mx.float32)
-    norm = mx.linalg.norm(w)
-    projections = ((left @ w) * right).sum(axis=1) / norm
-    return [float(out), float(into), float(norm), *(float(p) for p in projections.tolist())]
+    left = signs.choice([-1.0, 1.0], (_PROJECTIONS, out))
+    right = signs.choice([-1.0, 1.0], (_PROJECTIONS, into))
+    square, projections = 0.0, np.zeros(_PROJECTIONS)
+    for start in range(0, out, _BLOCK):
+        rows = np.array(w[start: start + _BLOCK], np.float64)
+        square += np.vdot(rows, rows)
+        projections += ((left[:, start: start + _BLOCK] @ rows) * right).sum(axis=1)
+    norm = square ** 0.5
+    return [float(out), float(into), float(norm), *(projections / norm).tolist()]
 
 
 def same(one: list[float], other: list[float]) -> bool:
-    """Whether two fingerprints are of the same weight, up to rounding."""
+    """Whether two fingerprints are of the same weight, up to rounding. Projections are compared as
+    they were before they were divided by the norm, which version 0.1 computed badly on a CPU."""
     if len(one) != len(other) or one[:2] != other[:2]:
         return False
-    norm_close = abs(one[2] - other[2]) <= _TOLERANCE * abs(other[2])
-    return norm_close and np.allclose(one[3:], other[3:], rtol=0, atol=_TOLERANCE)
+    projections = [np.multiply(x[3:], x[2]) for x in (one, other)]
+    return np.allclose(*projections, rtol=0, atol=_TOLERANCE * abs(other[2]))
 
 
 def original_weight(module: nn.Module) -> mx.array:
