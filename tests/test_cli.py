@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 
 import rome_mlx_start
@@ -206,6 +207,7 @@ def test_the_doctor_names_what_is_missing_and_what_mends_it(monkeypatch, capsys,
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("rome_mlx.accel.blas.loaded", None)
     monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("mlx.core.default_device", lambda: mx.cpu)  # which needs a BLAS
     monkeypatch.setenv("ROME_MLX_CACHE", str(tmp_path / "cache"))
     assert main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 1
     said = capsys.readouterr().out
@@ -227,7 +229,7 @@ def test_the_doctor_shows_the_default_models_moments(default_model, capsys):
     assert main(["doctor"]) in (0, 1)
     said = capsys.readouterr().out
     assert "llama, 30 layers" in said and "layer 5: 100,096 tokens" in said
-    assert "GFLOP/s" in said
+    assert "GFLOP/s" in said and "float32   products are right to " in said
 
 
 def test_the_console_script_is_installed():

@@ -56,6 +56,10 @@ def _device(found: dict, missing: list, args) -> None:
     gpu = mx.default_device() == mx.gpu
     name = mx.device_info().get("device_name", "")
     found["device"] = f"{'GPU' if gpu else 'CPU'} {name}, {_gflops():.0f} GFLOP/s in float32"
+    error = _product_error()
+    found["float32"] = (f"products are right to {error:.0e}" if error < 1e-5 else
+                        f"products are off by {error:.0e}, cut to TF32's 11 bits: unset "
+                        "MLX_ENABLE_TF32")
     found["dtype"] = ("as stored" if gpu else "float32") + " unless --dtype says otherwise"
     if gpu:
         return
@@ -76,6 +80,17 @@ def _gflops() -> float:
     began = time.perf_counter()
     mx.eval(a @ a)
     return 2e-9 * _SIZE**3 / (time.perf_counter() - began)
+
+
+def _product_error() -> float:
+    """Of a float32 matrix product, relative to float64's."""
+    import mlx.core as mx
+    import numpy as np
+
+    a, b = np.random.RandomState(0).standard_normal((2, 256, 256)).astype(np.float32)
+    exact = a.astype(np.float64) @ b
+    return float(np.linalg.norm(np.array(mx.array(a) @ mx.array(b)) - exact)
+                 / np.linalg.norm(exact))
 
 
 def _threads() -> list[str]:
