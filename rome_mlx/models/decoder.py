@@ -207,6 +207,8 @@ class Decoder:
 
     def logits(self, h: mx.array) -> mx.array:
         """Vocabulary logits of final hidden states, (..., dim) -> (..., vocabulary)."""
+        if h.ndim == 1:  # which MLX's quantized products on CUDA refuse
+            return self.logits(h[None])[0]
         norm = self.architecture.norm
         h = (find_module(self._text, norm) if isinstance(norm, str) else norm)(h)
         head = self.embedding if self.tied else find_module(self._text, self.architecture.head)
