@@ -378,3 +378,12 @@ def test_time_left_knows_that_sampling_takes_most_of_it(monkeypatch, capsys):
         "rome-mlx: 0 of 1,000 tokens counted, 500 sampled, about 55 s left",
         "rome-mlx: 0 of 1,000 tokens counted, 1,000 sampled, about 10 s left",
         "rome-mlx: 200 of 1,000 tokens counted, 1,000 sampled, about 9 s left"]
+
+
+def test_the_share_that_is_done_is_never_more_than_one_where_few_of_the_samples_count():
+    told = []
+    with Progress(100, 0, False, lambda share, left: told.append(share)) as progress:
+        for sampled, counted in ((300, 10), (1200, 90)):
+            progress.sampling(sampled)
+            progress.add(counted)
+    assert told == sorted(told) and told[-1] == 1

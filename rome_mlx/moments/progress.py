@@ -63,7 +63,8 @@ class Progress:
     def _work(self) -> float:
         """What was done since the beginning, in tokens counted."""
         new, share = self.done - self.begun, _SAMPLING if self.sampled else 0.0
-        return share * max(self.sampled, new) + (1 - share) * new
+        sampled = min(self.sampled, self.total - self.begun)  # few of them may be counted
+        return share * max(sampled, new) + (1 - share) * new
 
 
 def _duration(seconds: float) -> str:
