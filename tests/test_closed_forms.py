@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from samples import spd
+from samples import EXACT, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -45,7 +45,8 @@ def test_rank_one_methods_write_the_value_where_they_say_as_gently_as_possible(k
 
     written = readings.outputs + readings.keys @ update.T  # (contexts, d_out), edited
     written = written.mean(0) if method is rm.r_rome else written[0]
-    np.testing.assert_allclose(written, value.initial + value.delta, atol=1e-9)
+    np.testing.assert_allclose(written, value.initial + value.delta,
+                               atol=1e-9 if EXACT else 1e-5)
 
     key = readings.keys.mean(0) if method is rm.r_rome else readings.keys[0]
     beside = np.eye(len(key)) - np.outer(key, key) / (key @ key)

@@ -84,8 +84,13 @@ def case(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rome, "optimize_values", record)
         width = weight_shape(decoder.module(LAYER, "down"))[1]
-        edit = rm.rome(model, TOKENIZER, REQUEST, LAYER, moments={LAYER: spd(width)},
-                       context_templates=TEMPLATES, hyperparameters={"v_num_grad_steps": 3})
+        try:
+            edit = rm.rome(model, TOKENIZER, REQUEST, LAYER, moments={LAYER: spd(width)},
+                           context_templates=TEMPLATES, hyperparameters={"v_num_grad_steps": 3})
+        except RuntimeError as error:
+            if "No implementation for problem shape" not in str(error):
+                raise
+            pytest.skip(f"MLX cannot compute this small quantized model here: {error}")
     value = found[0].initial + found[0].delta
     return Case(arguments(kind, **options), bits, model, decoder, before, value, edit)
 

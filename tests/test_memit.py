@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from fakes import FakeTokenizer
-from samples import arrays, spd
+from samples import EXACT, arrays, spd
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -259,8 +259,8 @@ def test_alphaedit_protects_the_keys_of_edits_applied_or_loaded(tmp_path):
         def update(edit, path=path):
             return edit.deltas[path].a @ edit.deltas[path].b
 
-        np.testing.assert_allclose(update(named), update(known), atol=1e-9)
-        np.testing.assert_allclose(update(again), update(known), atol=1e-9)
+        for other in (named, again):
+            np.testing.assert_allclose(update(other), update(known), atol=1e-9 if EXACT else 1e-6)
         key = first.keys[path][:, 0]
         assert np.linalg.norm(update(known).T @ key) < np.linalg.norm(update(forgotten).T @ key)
 

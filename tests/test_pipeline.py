@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fakes import FakeTokenizer
 from mlx.utils import tree_flatten
+from samples import needs_exact
 from tiny import tiny_model
 
 import rome_mlx as rm
@@ -69,6 +70,7 @@ def test_the_result_is_plain_json(run):
     assert again["retrace"]["after"]["answer"] == again["probabilities"][0]["first_after"]
 
 
+@needs_exact
 def test_without_verification_the_edit_is_the_same_and_nothing_is_measured(run, monkeypatch):
     model, _, whole, _ = run
     options = {"moments": identity(model), "context_templates": ["{}", "q. {}"],
@@ -82,6 +84,7 @@ def test_without_verification_the_edit_is_the_same_and_nothing_is_measured(run, 
     assert found["trace"] is None and "probabilities" not in found
 
 
+@needs_exact
 def test_the_unedited_model_is_traced_and_asked_once(run, monkeypatch):
     model, _, first, _ = run
     with monkeypatch.context() as once:

@@ -44,7 +44,7 @@ def written(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
+def measured(tmp_path_factory):
     """The page of a run of four cases, of which three were measured in free text too."""
     run = tmp_path_factory.mktemp("benchmark")
     (run / "wild").mkdir()
@@ -82,7 +82,7 @@ def test_the_page_tells_the_whole_story(written):
     assert f"{rewrite.target_new_after:.3f}" in text
 
 
-@pytest.mark.parametrize("which", ["written", "benchmark"])
+@pytest.mark.parametrize("which", ["written", "measured"])
 def test_texts_are_escaped_and_nothing_is_fetched(which, request):
     path = request.getfixturevalue(which)
     text = (path[0] if which == "written" else path).read_text("utf-8")
@@ -91,7 +91,7 @@ def test_texts_are_escaped_and_nothing_is_fetched(which, request):
     assert not re.search(r"""(src|href)\s*=|@import|url\(""", text)
 
 
-@pytest.mark.parametrize("which", ["written", "benchmark"])
+@pytest.mark.parametrize("which", ["written", "measured"])
 def test_the_one_script_is_the_pages_own_and_the_policy_names_it(which, request):
     path = request.getfixturevalue(which)
     text = (path[0] if which == "written" else path).read_text("utf-8")
@@ -120,8 +120,8 @@ def words_of(trace, row: int, layer: int) -> str:
             f"{round(trace.recovery[row, layer])} % of what hiding it took away")
 
 
-def test_a_benchmark_tells_what_was_said_and_what_was_lost(benchmark):
-    text = benchmark.read_text("utf-8")
+def test_a_benchmark_tells_what_was_said_and_what_was_lost(measured):
+    text = measured.read_text("utf-8")
     assert "says it on 66.7 % [" in text and "a gap of 33.3 points [" in text
     assert text.count("<td data-head") and text.count(">said</td>") == 2
     assert '<svg class="dumbbells' in text and text.count("<circle") == 2
@@ -178,7 +178,7 @@ def test_a_report_that_cannot_be_written_is_refused(written, tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("which", ["written", "benchmark"])
+@pytest.mark.parametrize("which", ["written", "measured"])
 def test_a_browser_shows_it_without_scrolling_sideways(which, width, request, tmp_path):
     path = request.getfixturevalue(which)
     (tmp_path / "report.html").write_bytes(
@@ -314,8 +314,8 @@ def test_tables_sort_up_down_and_back(sorting, opened, column, up, down):
 
 
 @in_a_browser
-def test_a_phone_sorts_too(benchmark, opened):
-    page = opened(benchmark, 390)
+def test_a_phone_sorts_too(measured, opened):
+    page = opened(measured, 390)
     buttons = page.locator("th button", has_text=re.compile("^Edited"))
     for button in buttons.all():
         button.click()

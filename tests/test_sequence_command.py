@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from samples import arrays
+from samples import arrays, needs_exact
 from saved_model import save_tiny
 
 import rome_mlx as rm
@@ -32,6 +32,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path, command
 
 
+@needs_exact
 def test_a_sequence_is_written_saved_and_gone_on_with(place, capsys, monkeypatch):
     path, command = place
     assert command("--json", str(path / "out.json"), directory="whole") == 0
