@@ -10,10 +10,10 @@
 Models are of Llama's shape with random weights (the same in every layer: a command reads them alike
 and they are made in seconds), the default model's vocabulary and tokenizer, float32 or 4-bit in
 groups of 64; or one that is there. Each command runs in a process of its own, whose peak memory the
-system tells; moments are counted once, on --corpus, before the edit. --tokens adds traces and edits
-of longer prompts, --facts edits of many facts by MEMIT. Of --repeats the median, the fastest and
-the slowest are kept. The share of the peak is the arithmetic of the plan, by the command's seconds
-and what a large product reaches.
+system tells, and MLX that of its arrays; moments are counted once, on --corpus, before the edit.
+--tokens adds traces and edits of longer prompts, --facts edits of many facts by MEMIT. Of --repeats
+the median, the fastest and the slowest are kept. The share of the peak is the arithmetic of the
+plan, by the command's seconds and what a large product reaches.
 """
 
 import argparse
@@ -61,6 +61,14 @@ COMMANDS = {
 }
 MANY = ["edit", "--requests", "{work}/facts.json", "--method", "memit", "--hyperparameters",
         "{work}/memit.json", "--moments", "{work}/moments", "--no-verify"]
+CHILD = """
+import sys
+from rome_mlx.cli import main
+status = main(sys.argv[2:])
+import mlx.core as mx
+open(sys.argv[1], "w").write(str(mx.get_peak_memory()))
+sys.exit(status)
+"""
 FILLER = "which was seen by many people on the day when it was shown to the public, "
 
 
@@ -137,6 +145,7 @@ def measured(words: list[str], model, work: Path) -> dict:
     call = [sys.executable, "-m", "rome_mlx", *words, "--model", str(model)]
     said = subprocess.run([*call, "--dry-run"], capture_output=True, text=True, check=True,
                           cwd=ROOT, env=environment).stdout
+    call[1:3] = ["-c", CHILD, str(work / "peak")]
     began = time.monotonic()
     child = subprocess.Popen(call, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
     _, status, usage = os.wait4(child.pid, 0)
@@ -145,7 +154,8 @@ def measured(words: list[str], model, work: Path) -> dict:
         raise SystemExit(f"{' '.join(call)} failed")
     scale = 1 if sys.platform == "darwin" else 1024
     return {"seconds": seconds, "memory_gb": usage.ru_maxrss * scale / 1e9,
-            "processor_s": processor, **planned(said)}
+            "device_gb": float((work / "peak").read_text()) / 1e9, "processor_s": processor,
+            **planned(said)}
 
 
 def planned(said: str) -> dict:

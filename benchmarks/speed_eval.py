@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from timing import mx, seconds
+from torch_process import torch_device
 
 import rome_mlx as rm
 from rome_mlx.evaluation.counterfact import read_counterfact
@@ -72,16 +73,17 @@ def torch_seconds(tokenizer, groups, repeats: int, found: dict) -> float | None:
         return None
     from rome_mlx.models.loading import _default_model
 
-    path = Path(_default_model())
+    path, device = Path(_default_model()), torch_device()
     model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+        path.parent, gguf_file=path.name, dtype=torch.float32).eval().to(device)
 
     def case(pairs) -> list[float]:
         encoded = [encode_with_target(tokenizer, *pair) for pair in pairs]
         width = max(len(whole.ids) for whole, _ in encoded)
-        ids = torch.tensor([whole.ids + [0] * (width - len(whole.ids)) for whole, _ in encoded])
+        ids = torch.tensor([whole.ids + [0] * (width - len(whole.ids)) for whole, _ in encoded],
+                           device=device)
         mask = torch.tensor([[int(i < len(whole.ids)) for i in range(width)]
-                             for whole, _ in encoded])
+                             for whole, _ in encoded], device=device)
         with torch.no_grad():
             log_p = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
         return [float(-torch.stack([log_p[row, t - 1, whole.ids[t]]

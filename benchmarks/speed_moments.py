@@ -25,8 +25,10 @@ import sys, time
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
 torch.set_grad_enabled(False)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 given = np.load(sys.argv[2])
+torch.set_default_device(str(given["device"]))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+model.to(str(given["device"]))
 ids, layers = torch.tensor(given["ids"]), given["layers"].tolist()
 sums = {layer: 0 for layer in layers}
 def hook(layer):
@@ -39,8 +41,8 @@ for layer in layers:
 start = time.perf_counter()
 for i in range(0, len(ids), 8):
     model(ids[i: i + 8], use_cache=False)
+means = {str(layer): (total / ids.numel()).cpu().numpy() for layer, total in sums.items()}
 seconds = time.perf_counter() - start
-means = {str(layer): (total / ids.numel()).numpy() for layer, total in sums.items()}
 np.savez(sys.argv[3], seconds=seconds, **means)
 """
 

@@ -26,7 +26,7 @@ SAMPLES, WINDOW = 10, 10
 
 def rows(full: bool, repeats: int) -> list[dict]:
     """A row a kind: ours and the slow ways over the same cells, and that they agree."""
-    model, tokenizer = rm.load()
+    model, tokenizer = rm.load(dtype="float32")
     decoder = Decoder(model)
     rule = corruption(decoder, tokenizer, "s3")
     first = rm.trace(model, tokenizer, FACT, kind="hidden", samples=1, noise=rule,

@@ -17,16 +17,22 @@ from mlx.utils import tree_flatten
 from timing import mx
 
 
+def torch_device() -> str:
+    """PyTorch's name of what MLX computes on, but Metal, which was not tried."""
+    return "cuda" if mx.default_device() == mx.gpu and sys.platform == "linux" else "cpu"
+
+
 def in_torch(script: str, model, arrays: dict) -> dict | None:
     """What the script saves in its third argument, an npz file; None where it cannot run.
 
-    Its first two arguments are the model's directory for transformers and the arrays' npz file.
+    Its first two arguments are the model's directory for transformers and the arrays' npz file,
+    to which the device's name is added.
     """
     python = os.environ.get("ROME_MLX_TORCH_PYTHON", sys.executable)
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         save_for_torch(model, work / "model")
-        np.savez(work / "in.npz", **arrays)
+        np.savez(work / "in.npz", device=torch_device(), **arrays)
         out = subprocess.run([python, "-c", script, str(work / "model"), str(work / "in.npz"),
                               str(work / "out.npz")], capture_output=True, text=True, check=False)
         if out.returncode:
@@ -47,7 +53,7 @@ def served(script: Path, model, arrays: dict) -> Iterator[Callable[[int], dict] 
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         save_for_torch(model, work / "model")
-        np.savez(work / "in.npz", **arrays)
+        np.savez(work / "in.npz", device=torch_device(), **arrays)
         with subprocess.Popen([python, script, work / "model", work / "in.npz"], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
 

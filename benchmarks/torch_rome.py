@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 class Rome:
     def __init__(self, directory: str, given: dict):
+        torch.set_default_device(str(given["device"]))
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.model.to(str(given["device"]))
         self.model.requires_grad_(False)
         self.given = given
         self.mlp = self.model.model.layers[int(given["layer"])].mlp

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 
 import numpy as np
+from torch_process import torch_device
 
 Cell = Callable[[int, int, str], float]
 
@@ -43,11 +44,12 @@ class _Model:
         import torch
         from transformers import AutoModelForCausalLM
 
+        torch.set_default_device(torch_device())
         self.torch, self.window = torch, window
         torch.set_grad_enabled(False)
         torch.set_num_threads(os.cpu_count() or 1)
         self.model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32).eval()
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32).eval().to(torch_device())
         self.layers = self.model.model.layers
         self.ids = torch.tensor([ids] * len(noise))
         self.noise = torch.zeros(len(noise), len(ids), noise.shape[2])
