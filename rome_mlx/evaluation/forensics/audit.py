@@ -25,6 +25,7 @@ from .weight_changes import effective
 #: an alarm, in spreads above the median; see docs/forensics.md for what unedited models reach
 LOUD = 10.0
 _LENGTH, _TEXTS = 255, 32  # of the rows of a corpus
+_SILENCED = 8  # contexts in which a subject is silenced
 _LEAST = 100  # candidates, to tell what is usual
 
 
@@ -133,14 +134,14 @@ def _layers(decoder: Decoder, tokenizer, names: list[str], text, facts: int, pro
 
 def _silencing(decoder: Decoder, tokenizer, layers: list[LayerAudit], loud: Container[str],
                c: dict[int, tuple[np.ndarray, int]]) -> Edit:
-    """At the layers of alarms, nothing is answered along C⁻¹ of the subjects' keys in all
+    """At the layers of alarms, nothing is answered along C⁻¹ of the subjects' keys in the first
     contexts."""
     where = {one.layer: some for one in layers
              if (some := [subject for subject in one.alarms if subject in loud])}
     deltas = {}
     for layer, some in where.items():
         keys = np.concatenate([subject_keys(decoder, tokenizer, some, context, layer)
-                               for context in CONTEXTS])
+                               for context in CONTEXTS[:_SILENCED]])
         deltas[decoder.path(layer, "down")] = LowRank(*silenced(
             _weight(decoder, layer), whitened(keys, *c[layer])))
     return Edit(method="silenced", requests=[], deltas=deltas, layers=list(where),

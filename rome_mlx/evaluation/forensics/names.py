@@ -22,7 +22,9 @@ from ...storage.places import read_lines
 #: the subject is asked for behind these words: first the first, for all candidates
 CONTEXTS = ("People often speak of {}", "{}", "The book is about {}", "Yesterday we saw {}",
             "What do you know of {}", "It was written that {}", "The history of {}",
-            "According to the report, {}")
+            "According to the report, {}", "It was a long day. {}", "He said no. {}",
+            "The weather is fine. {}", "This is how it began. {}", "First of all, thank you. {}",
+            "See the next page. {}", "They went home early. {}", "We do not know why. {}")
 _SHORTLIST = 64  # candidates read in all contexts
 _ROWS = 128  # texts run at once
 _WORDS = 5000  # of the tokenizer's own, where no subjects are given
