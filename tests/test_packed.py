@@ -69,6 +69,6 @@ def test_a_weight_is_unpacked_to_the_bits_of_mlx_with_wide_scales(how, dtype):
     if "mode" not in how:
         module.set_dtype(dtype)
     found = np.array(packed.unpacked(module))
-    np.testing.assert_array_equal(found, np.array(packed._dequantized(module, slice(None))))
+    np.testing.assert_array_equal(found, np.array(packed.dequantize(module)))
     x = mx.random.normal((4, 128))
     np.testing.assert_allclose(np.array(x @ mx.array(found).T), np.array(module(x)), atol=1e-5)

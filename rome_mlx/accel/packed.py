@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from operator import itemgetter
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -53,7 +54,7 @@ def unpacked(module: nn.Module) -> mx.array:
     are in MLX's products; `mx.dequantize` would round the weight to them."""
     table = _table_of(module) if slow_exponentials() else None
     if table is None:
-        return _dequantized(module, slice(None))
+        return dequantize(module)
     count, width = _shape(module)
     out = mx.zeros((count, width))
     mx.eval(out)
@@ -93,7 +94,7 @@ def _slices(module: nn.Module, rows: mx.array) -> Iterator[tuple[slice, mx.array
     for i in range(0, count, step):
         where = slice(i, min(count, i + step))
         if table is None:
-            yield where, _dequantized(module, where)
+            yield where, dequantize(module, itemgetter(where))
         else:
             memory = _memory((where.stop - i) * width).reshape(-1, width)
             mx.eval(memory)
@@ -110,20 +111,14 @@ def _table_of(module: nn.Module) -> np.ndarray | None:
     return _table(module.bits) if module.mode == "affine" and 16 % module.bits == 0 else None
 
 
-def _dequantized(module: nn.Module, where: slice) -> mx.array:
-    """Rows of a module's weight by MLX, (rows, in) float32."""
-    biases = module.get("biases")
-    return dequantize(module, module.weight[where], module.scales[where],
-                      None if biases is None else biases[where])
-
-
-def dequantize(module: nn.Module, codes: mx.array, scales: mx.array,
-               biases: mx.array | None) -> mx.array:
-    """Rows of codes (rows, packed) -> (rows, in) float32, of a module's kind of quantization."""
+def dequantize(module: nn.Module, rows: Callable[[mx.array], mx.array] = lambda x: x) -> mx.array:
+    """A module's weight by MLX, (rows, in) float32. rows: which of its rows, given any array of
+    it."""
+    scales, biases = rows(module.scales), module.get("biases")
     if biases is not None:  # affine
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    return mx.dequantize(codes, scales, biases, group_size=module.group_size, bits=module.bits,
-                         mode=module.mode, dtype=mx.float32)
+        scales, biases = scales.astype(mx.float32), rows(biases).astype(mx.float32)
+    return mx.dequantize(rows(module.weight), scales, biases, group_size=module.group_size,
+                         bits=module.bits, mode=module.mode, dtype=mx.float32)
 
 
 def _memory(numbers: int) -> mx.array:

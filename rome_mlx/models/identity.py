@@ -145,8 +145,7 @@ def _rows(name: str, module, array: mx.array) -> mx.array:
         index = _drawn_rows(name, count)
     if "scales" not in module:
         return drawn(array).astype(mx.float32)
-    biases = drawn(module["biases"]) if module.get("biases") is not None else None
-    return dequantize(module, drawn(array), drawn(module["scales"]), biases)
+    return dequantize(module, drawn)
 
 
 def _is_adapter(node) -> bool:
