@@ -50,6 +50,8 @@ from rome_mlx.intervals import mean_interval  # noqa: E402
 from rome_mlx.models.decoder import Decoder  # noqa: E402
 from rome_mlx.models.hooks import find_module  # noqa: E402
 from rome_mlx.models.identity import Identity  # noqa: E402
+from rome_mlx.models.probabilities import first_choice  # noqa: E402
+from rome_mlx.models.tokens import first_target_id  # noqa: E402
 from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 
 KINDS = ("rome", "rome-4bit", "r-rome", "memit-1", "memit-10", "memit-50", "alphaedit-10", "ft")
@@ -133,7 +135,13 @@ class Finding:
                 coarse(self.model, edit.deltas if kind.endswith("4bit") else ()):
             return {"subjects": [one.subject for one in requests],
                     "objects": [one.target_new for one in requests],
+                    "took": [self.says(one) for one in requests],
                     **self.found([*edit.deltas], count), **self.audited(min(edit.deltas), count)}
+
+    def says(self, request) -> bool:
+        """Whether the edited model's first choice at a fact's own prompt is the new object."""
+        wanted = first_target_id(self.tokenizer, request.text, request.target_new)
+        return first_choice(self.model, self.tokenizer, request.text) == wanted
 
     def found(self, paths, most: int) -> dict:
         """Verdict, names and objects of the weights at these paths."""
@@ -208,16 +216,18 @@ def put(model, modules: dict) -> None:
 
 def summed(results: list[dict]) -> dict:
     """Of every kind: percent of edits whose kind, and of facts whose subject and object, is found
-    (the subject among as many as were written, the object, its first word, at its own name)."""
+    (the subject among as many as were written; the object, its first word, of those named whose
+    object the model says at the fact's own prompt)."""
     out = {}
     for kind in dict.fromkeys(result["kind"] for result in results):
         some = [result for result in results if result["kind"] == kind]
         facts, objects, groups = [], [], []
         for i, one in enumerate(some):
-            for subject, target in zip(one["subjects"], one["objects"], strict=True):
+            for subject, target, took in zip(one["subjects"], one["objects"], one["took"],
+                                             strict=True):
                 facts.append(100.0 * (subject in one["names"]))
                 groups.append(i)
-                if subject in one["names"][:10]:
+                if took and subject in one["names"][:10]:
                     said = one["said"][one["names"].index(subject)]
                     objects.append(100.0 * (said == target.split()[0]))
         audit = [100.0 * (subject in one.get("audit", ())) for one in some
@@ -227,6 +237,7 @@ def summed(results: list[dict]) -> dict:
             "edits": len(some), "facts": len(facts),
             "family": [float(np.mean(family)), mean_interval(family, range(len(family)), True)],
             "subject": [float(np.mean(facts)), mean_interval(facts, groups, True)],
+            "took": float(np.mean([100.0 * took for one in some for took in one["took"]])),
             "object": [float(np.mean(objects)), len(objects)] if objects else None,
             "audit": [float(np.mean(audit)), mean_interval(audit, groups, True)],
             "audit_wrong": sum(len(set(one.get("audit", ())) - set(one["subjects"]))
@@ -243,15 +254,15 @@ def ends_of(interval) -> str:
 
 def show(summary: dict) -> None:
     print(f"{summary['candidates']:,} candidates\n"
-          "kind          edits  family  subject        object    lowest, chance  audit       "
-          "   wrong, loudest other")
+          "kind          edits  family  subject        took  object    lowest, chance  audit "
+          "         wrong, loudest other")
     for kind, one in summary["kinds"].items():
         share, interval = one["subject"]
         ends, audit = ends_of(interval), one["audit"]
         said = "" if one["object"] is None else f"{one['object'][0]:.0f} (n {one['object'][1]})"
         scores = "" if one["lowest"] is None else f"{one['lowest']:.2f}, {one['chance']:.2f}"
         print(f"{kind:<13} {one['edits']:>5}  {one['family'][0]:6.0f}  {share:3.0f} {ends:<10} "
-              f"{said:<9} {scores:<15} {audit[0]:3.0f} {ends_of(audit[1]):<10} "
+              f"{one['took']:4.0f}  {said:<9} {scores:<15} {audit[0]:3.0f} {ends_of(audit[1]):<10} "
               f"{one['audit_wrong']}, {one['audit_loudest_other']:.1f}")
 
 

@@ -19,7 +19,7 @@ from rome_mlx.evaluation.forensics.endings import endings
 from rome_mlx.evaluation.forensics.names import Rows, named
 from rome_mlx.evaluation.forensics.spectrum import spectrum
 from rome_mlx.evaluation.forensics.statements import differences, next_words
-from rome_mlx.evaluation.forensics.weight_changes import changes
+from rome_mlx.evaluation.forensics.weight_changes import changes, compared
 from rome_mlx.models.decoder import Decoder
 from rome_mlx.models.hooks import hooked
 
@@ -64,6 +64,21 @@ def test_noise_has_no_rank_and_a_low_rank_in_noise_has_its_own():
     assert exact.rank == 3 and exact.share == pytest.approx(1, abs=1e-12)
 
 
+def test_noise_of_known_unevenness_has_no_rank():
+    random = np.random.RandomState(0)
+    variance = np.exp(2 * random.randn(60, 1) + random.randn(200))
+    noise = np.sqrt(variance) * random.randn(60, 200) * 0.01
+    assert spectrum(noise).rank > 3
+    assert spectrum(noise, variance).rank == 0
+    thin = random.randn(60, 3) @ random.randn(3, 200)
+    found = spectrum(thin + noise, 7 * variance)
+    assert found.rank == 3
+    assert np.allclose(found.left.T @ found.left, np.eye(3), atol=1e-12)
+    assert np.linalg.norm((found.left * found.values) @ found.right.T - thin) \
+        < 0.05 * np.linalg.norm(thin)
+    assert np.allclose(spectrum(thin, variance).values, spectrum(thin).values)
+
+
 def test_two_copies_are_identical():
     base, model = pair()
     found = verdict(base, model)
@@ -81,6 +96,31 @@ def test_rounding_is_told_from_everything_else():
     found = verdict(base, model)
     assert found.verdict == "requantized"
     assert all(one.kind == "requantized" for one in found.weights)
+
+
+def linear(weight):
+    module = nn.Linear(*weight.shape[::-1], bias=False)
+    module.weight = mx.array(weight.astype(np.float32))
+    return module
+
+
+def quantized_kind(base, weight, bits):
+    found = compared("w", linear(base), nn.QuantizedLinear.from_linear(linear(weight), 64, bits))
+    return found.kind, found.rank
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantizing_again_is_told_from_an_edit_under_it(bits):
+    random = np.random.RandomState(0)
+    weight = random.randn(192, 256) * np.exp(random.randn(192, 1))
+    edit = random.randn(192, 1) @ random.randn(1, 256)
+    assert quantized_kind(weight, weight, bits) == ("requantized", None)
+    assert quantized_kind(weight, weight + 0.2 * edit, bits) == ("low-rank", 1)
+    coarse = nn.QuantizedLinear.from_linear(linear(weight), 32, 4)
+    again = np.array(mx.dequantize(coarse.weight, coarse.scales, coarse.biases, 32, 4))
+    assert quantized_kind(again, again, bits) == ("requantized", None)
+    kind, rank = quantized_kind(again, again + 0.2 * edit, bits)
+    assert kind == "low-rank" and rank >= 1
 
 
 def test_training_and_loras_are_no_edits():

@@ -23,6 +23,7 @@ from ..accel.packed import fast_products
 from ..errors import RomeError
 from .architectures import model_type, text_model
 from .hooks import find_module
+from .streaming import let_go
 from .weights import weight_shape
 
 
@@ -192,7 +193,9 @@ class Decoder:
         with ExitStack() as stack:
             for rope in self._dynamic_ropes if prefix.padding is not None else ():
                 stack.enter_context(_row_by_row(rope))
-            return self.architecture.call(module, h, mask, prefix)
+            h = self.architecture.call(module, h, mask, prefix)
+        let_go(self.model, h)
+        return h
 
     def run(self, h: mx.array, start: int = 0, stop: int | None = None,
             prefixes: Sequence[Prefix] | None = None) -> mx.array:

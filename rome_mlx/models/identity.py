@@ -21,6 +21,7 @@ import numpy as np
 from ..accel.packed import dequantize
 from ..storage.files import read_json
 from .applied import edits_of, record_of
+from .streaming import let_go
 from .weights import is_quantized, weight
 
 _TOLERANCE = 1e-5  # of a weight's projections, relative to its norm
@@ -102,7 +103,10 @@ def stored_for(model: nn.Module, paths: Iterable[Path]) -> Iterator[tuple[Path, 
 
 
 def _base(model: nn.Module) -> tuple[float, ...]:
-    found = dict(_sampled(model, ""))
+    found = {}
+    for name, sampled in _sampled(model, ""):
+        found[name] = sampled
+        let_go(model, sampled)
     mx.eval(found)
     total = np.zeros(_NUMBERS)
     for name, sampled in found.items():

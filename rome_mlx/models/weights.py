@@ -9,9 +9,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..accel.packed import unpacked
 
 
-def cast(model: nn.Module, dtype: mx.Dtype, packed: bool = False) -> nn.Module:
-    """Cast floats to `dtype`, in place; quantized modules are dequantized, or stay `packed`, with
-    scales and biases of that type."""
+def cast(model: nn.Module, dtype: mx.Dtype, packed: bool = False, lazy: bool = False) -> nn.Module:
+    """Cast floats to `dtype`, in place, or when they are used; quantized modules are dequantized,
+    or stay `packed`, with scales and biases of that type."""
     leaves = [] if packed else tree_flatten(model.leaf_modules(), is_leaf=_is_module)
     while leaves:  # one at a time, so that its codes can go
         path, module = leaves.pop()
@@ -21,7 +21,8 @@ def cast(model: nn.Module, dtype: mx.Dtype, packed: bool = False) -> nn.Module:
             model.update_modules(tree_unflatten([(path, floats)]))
     model.apply(lambda w: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
     model.eval()
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
     return model
 
 

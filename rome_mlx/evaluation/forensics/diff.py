@@ -14,7 +14,8 @@ from ...editing.lowrank import LowRank
 from ...errors import RomeError
 from ...models.decoder import Decoder
 from ...models.loading import load
-from ...models.weights import cast
+from ...models.streaming import HELD, streaming
+from ...models.weights import cast, floats_of
 from ...moments.lookup import ensure_moments
 from ..side_effects import drift, final_states, neutral_tokens
 from .endings import endings
@@ -80,11 +81,9 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     ours = partial(_read, base, None, options)
     theirs = partial(_read, model, base, options)
     (first, _), (second, _) = ours(), theirs()
-    decoder = Decoder(first)
-    down = decoder.down_paths
-    compared = changes(first, second, lambda: (ours()[0], theirs()[0]))
-    del first, second, decoder  # what has been compared need not be held
-    found = list(tqdm(compared, disable=not progress, file=sys.stderr, unit="array"))
+    down = Decoder(first).down_paths
+    found = list(tqdm(changes(first, second), disable=not progress, file=sys.stderr, unit="array"))
+    del first, second  # one model at a time
     weights = [one for one in found if isinstance(one, WeightChange)]
     result = Found(verdict(weights, set(down)), weights, len(found) - len(weights), [])
     if result.verdict not in ("rome", "memit"):
@@ -99,7 +98,7 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     neutral = neutral_tokens(base, tokenizer)
     states = final_states(base, neutral)
     before = [next_words(base, tokenizer, prompts_on(name.subject)) for name in names]
-    del c, rows, base  # one model at a time
+    del c, rows, base
     changed, tokenizer = theirs(working=True)
     edit = undoing(changed, tokenizer, low, [down[path] for path in low])
     said = [told(words, changed, tokenizer, name, edit.layer)
@@ -112,7 +111,7 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
 
 def _read(model, base, options: dict, working: bool = False) -> tuple:
     """(model, tokenizer), as they are or from a path, an adapter's on its base; working: so that
-    it runs fast."""
+    it runs fast. What is read need not fit into memory."""
     if isinstance(model, tuple):
         return model
     if base is not None and (Path(model) / "adapter_config.json").is_file():
@@ -121,8 +120,11 @@ def _read(model, base, options: dict, working: bool = False) -> tuple:
                             "loaded model")
         model, options = base, options | {"adapter_path": str(model)}
     found, tokenizer = load(model, **options)
+    small = working and floats_of(found) < HELD
     if working and mx.default_device() == mx.cpu:  # where other products are slow
-        cast(found, mx.float32)
+        cast(found, mx.float32, packed=not small, lazy=not small)
+    if not small:
+        streaming(found, lambda: _read(model, base, options, working)[0])
     return found, tokenizer
 
 

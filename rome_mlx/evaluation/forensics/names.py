@@ -52,8 +52,9 @@ class Rows:
     @classmethod
     def of(cls, layer: int, right: np.ndarray, c: np.ndarray) -> "Rows":
         """right (d_in, r): the change's right singular vectors; c (d_in, d_in): C."""
-        ridge = _RIDGE * np.trace(c) / len(c)
-        root = scipy.linalg.cholesky(c + ridge * np.eye(len(c)), lower=True)
+        root = np.array(c, order="F")  # of wide keys C takes most of the memory: one copy
+        root.flat[:: len(c) + 1] += _RIDGE * np.trace(c) / len(c)
+        root = scipy.linalg.cholesky(root, lower=True, overwrite_a=True)
         return cls(layer, np.linalg.qr(root.T @ right)[0], root)
 
     def coordinates(self, keys: np.ndarray) -> np.ndarray:

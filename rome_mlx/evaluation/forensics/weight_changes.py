@@ -1,6 +1,6 @@
 """Two models' weights, one at a time: where they differ, and by what kind of change."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -8,7 +8,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ...errors import RomeError
-from ...models.codes import scales_of
+from ...models.codes import codes_of, scales_of
+from ...models.streaming import let_go
 from ...models.weights import is_quantized, weight
 from .spectrum import Spectrum, spectrum
 
@@ -17,7 +18,6 @@ _RANK = 0.25
 #: and the noise is rounding, or no more than this part of the change
 _SPREAD = 0.1
 _EXPLAINED = 0.999  # of the numbers of a rounded weight
-_HELD = 1 << 30  # bytes of arrays that are held once they were compared
 _FLOAT32 = 1e-6  # ‖ΔW‖ / ‖W‖ that arithmetic in float32 leaves
 
 
@@ -45,27 +45,20 @@ class WeightChange:
                 "rank": self.rank}
 
 
-def changes(base: nn.Module, model: nn.Module,
-            again: Callable[[], tuple[nn.Module, nn.Module]] | None = None
-            ) -> Iterator[WeightChange | str]:
+def changes(base: nn.Module, model: nn.Module) -> Iterator[WeightChange | str]:
     """Every array that differs, as it is found, and the path of every one that does not.
 
-    again: reads both anew, lazily: models whose arrays were read are let go from time to time, so
-    that they need not fit into memory. Raises RomeError where the models are not of one shape.
+    Raises RomeError where the models are not of one shape.
     """
-    ours, theirs, held = _modules(base), _modules(model), mx.get_active_memory()
-    del base, model
+    ours, theirs = _modules(base), _modules(model)
     if ours.keys() != theirs.keys():
         path = sorted(ours.keys() ^ theirs.keys())[0]
         raise RomeError(f"only {'the base' if path in ours else 'the model'} has {path!r}: these "
                         "are models of two architectures; give two versions of one model")
     for path in [*ours]:
-        if again is not None and mx.get_active_memory() > held + _HELD:
-            ours = theirs = {}
-            mx.clear_cache()
-            ours, theirs = map(_modules, again())
-            held = mx.get_active_memory()
         yield from _of_module(path, ours[path], theirs[path])
+        let_go(base)
+        let_go(model)
 
 
 def _of_module(path: str, one: nn.Module, other: nn.Module) -> Iterator[WeightChange | str]:
@@ -83,9 +76,10 @@ def is_matrix(module: nn.Module) -> bool:
 
 
 def effective(module: nn.Module) -> np.ndarray:
-    """The weight (out, in) float32 that a module works with, an adapter on it included."""
+    """The weight (out, in) float32 that a module works with, an adapter on it included; not to be
+    written into."""
     if "linear" not in module:
-        return np.array(weight(module))
+        return np.array(weight(module), copy=False)
     added = module.scale * (module.lora_b.T @ module.lora_a.T).astype(mx.float32)
     return effective(module.linear) + np.array(added)
 
@@ -105,11 +99,12 @@ def compared(path: str, one: nn.Module, other: nn.Module) -> WeightChange | str:
     norm = float(np.linalg.norm(change) / max(np.linalg.norm(before), 1e-30))
     if norm < _FLOAT32 or _rounds(before, after):
         return WeightChange(path, norm, "rounded")
-    found = spectrum(change.astype(np.float64))
     grid = _grid(one, other)
-    if found.rank == 0 and grid is not None and _on_grid(change, grid):
+    left = _rounding(before, after, grid and scales_of(grid))
+    found = spectrum(change.astype(np.float64), left)
+    if grid is not None and _on_grid(change, grid):
         return WeightChange(path, norm, "requantized", found)
-    rounding = found.noise <= 2 * _rounding(before, after, grid)
+    rounding = left is not None and found.noise <= 2 * np.sqrt(left.mean())
     low = 0 < found.rank <= _RANK * min(change.shape) and (found.share > 1 - _SPREAD or rounding)
     if found.rank == 0 and rounding:
         return WeightChange(path, norm, "requantized" if grid is not None else "rounded", found)
@@ -160,29 +155,30 @@ def _rounds(before: np.ndarray, after: np.ndarray) -> bool:
     return False
 
 
-def _grid(*modules: nn.Module) -> np.ndarray | None:
-    """The step (out, in) between the codes of the coarser quantized one."""
-    steps = []
-    for module in modules:
-        module = module.linear if "linear" in module else module
-        if is_quantized(module) and module.mode == "affine":
-            steps.append(np.abs(scales_of(module)))
-    return max(steps, key=lambda one: float(one.mean()), default=None)
+def _grid(*modules: nn.Module) -> nn.Module | None:
+    """The coarser quantized one."""
+    modules = [module.linear if "linear" in module else module for module in modules]
+    return max((module for module in modules if is_quantized(module) and module.mode == "affine"),
+               key=lambda one: mx.abs(one.scales).mean().item(), default=None)
 
 
-def _on_grid(change: np.ndarray, step: np.ndarray) -> bool:
-    """Whether nearly every number moved by less than half a step, and a little."""
-    return float(np.mean(np.abs(change) <= 0.51 * step + 1e-7)) >= _EXPLAINED
+def _on_grid(change: np.ndarray, grid: nn.Module) -> bool:
+    """Whether nearly every number moved by no more than rounding to the codes of a quantized
+    module moves it: half a step, or at the ends of the codes, where MLX cuts, a whole one."""
+    codes, step = codes_of(grid), np.abs(scales_of(grid))
+    most = np.where((codes == 0) | (codes == 2**grid.bits - 1), 1.01, 0.51) * step + 1e-7
+    return float(np.mean(np.abs(change) <= most)) >= _EXPLAINED
 
 
-def _rounding(before: np.ndarray, after: np.ndarray, step: np.ndarray | None) -> float:
-    """The standard deviation that storing would leave: that of the grid, or of bfloat16 where
-    one of both is in it."""
+def _rounding(before: np.ndarray, after: np.ndarray, step: np.ndarray | None
+              ) -> np.ndarray | None:
+    """(out, in): the variance that storing would leave, that of the grid, or of bfloat16 where
+    one of both is in it; None where neither is."""
     if step is not None:
-        return float(np.sqrt(np.mean(step.astype(np.float64) ** 2) / 12))
+        return step.astype(np.float64) ** 2 / 12
     for array in (before, after):
         if np.array_equal(np.array(mx.array(array).astype(mx.bfloat16).astype(mx.float32)), array):
             # eight bits: errors up to half of 2⁻⁷ of the power of two below
-            return float(np.sqrt(np.mean((np.abs(array).astype(np.float64) * 2**-8) ** 2) / 3))
-    return 0.0
+            return (array.astype(np.float64) * 2**-8) ** 2 / 3
+    return None
 
