@@ -2,9 +2,9 @@
 
   python benchmarks/audit.py --edits 5 --json audit.json
 
-The default model trained a little, whole and as a LoRA, merged with what it was, rounded and
-requantized: the verdict of `rm.diff`, and what `rm.audit` finds loudest, of our own candidates.
-Then ROME edits of our own CounterFact records, each trained on as long: is its subject found?
+A model trained a little, whole and as a LoRA, merged with what it was, rounded and requantized:
+the verdict of `rm.diff`, and what `rm.audit` finds loudest, of our own candidates. Then ROME edits
+of our own CounterFact records, each trained on as long: is its subject found?
 """
 
 import argparse
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -30,23 +31,35 @@ from rome_mlx.storage.places import read_lines
 
 def main() -> None:
     args = arguments()
-    base, tokenizer = rm.load(dtype="float32")
+    base, tokenizer = rm.load(args.model, dtype="float32")
     names = [subject for relation in read_fact_set() for subject, _ in relation.facts]
     names = names[:: max(1, len(names) // args.candidates)]
     out = []
-    for name, model in innocent(base, tokenizer, args.steps):
+    for deserved, how, model in innocent(base, tokenizer, args.steps):
         loud = loudest(rm.audit((model, tokenizer), names))
-        out.append({"model": name, **loud,
-                    "verdict": rm.diff((base, tokenizer), (model, tokenizer), names).verdict})
-        print(f"{name:<12} {out[-1]['verdict']:<12} {loud}", flush=True)
+        found = rm.diff((base, tokenizer), (model, tokenizer), names)
+        out.append({"model": deserved, "how": how, "verdict": found.verdict, **loud,
+                    **diffed(found)})
+        print(f"{deserved:<12} {how:<24} {list(out[-1].values())[2:]}", flush=True)
     for case in read_counterfact(None)[:args.edits]:
         model = copy.deepcopy(base)
         rm.rome(model, tokenizer, case.request).apply(model)
         model = trained(model, texts(tokenizer), args.steps)
-        loud = loudest(rm.audit((model, tokenizer), [*names, case.request.subject]))
-        out.append({"model": "edited, then fine-tuned", "subject": case.request.subject, **loud})
-        print(f"{case.request.subject}, then fine-tuned: {loud}", flush=True)
+        candidates = [*names, case.request.subject]
+        loud = loudest(rm.audit((model, tokenizer), candidates))
+        found = rm.diff((base, tokenizer), (model, tokenizer), candidates)
+        out.append({"model": "edited, then fine-tuned", "subject": case.request.subject,
+                    "verdict": found.verdict, **loud, **diffed(found)})
+        print(f"{case.request.subject}, then fine-tuned: {list(out[-1].values())[2:]}", flush=True)
     write_json(args.json, out)
+
+
+def diffed(found) -> dict:
+    """Whom a diff names, with what object, and how far the largest singular value of a spread
+    change of a down projection is above their median."""
+    tops = [one.spectrum.top for one in found.weights if one.kind == "spread" and one.spectrum]
+    return {"named": {fact.subject: fact.object for fact in found.facts},
+            "stands_out": round(float(max(tops) / np.median(tops)), 1) if tops else None}
 
 
 def loudest(found) -> dict:
@@ -62,29 +75,35 @@ def texts(tokenizer) -> list[list[int]]:
 
 
 def innocent(base, tokenizer, steps: int):
-    """(name, model), one at a time."""
+    """(the verdict it deserves, how it was made, model), one at a time."""
     rows = texts(tokenizer)
-    yield "unedited", base
-    whole = trained(copy.deepcopy(base), rows, steps)
-    yield "fine-tuned", whole
-    merged = copy.deepcopy(base)
-    merged.update(tree_map(lambda a, b: 0.5 * (a + b), base.parameters(), whole.parameters()))
-    yield "merged", merged
-    low = copy.deepcopy(base)
-    low.freeze()
-    linear_to_lora_layers(low, 8, {"rank": 8, "scale": 20.0, "dropout": 0.0})
-    yield "lora", trained(low, rows, steps)
-    rounded = copy.deepcopy(base)
-    rounded.apply(lambda w: w.astype(mx.bfloat16).astype(mx.float32))
-    yield "rounded", rounded
-    coarse = copy.deepcopy(base)
-    nn.quantize(coarse, group_size=64, bits=4)
-    yield "requantized", coarse
+    yield "identical", "", base
+    for rate in (1e-5, 1e-4):
+        whole = trained(copy.deepcopy(base), rows, steps, rate)
+        yield "fine-tuned", f"rate {rate:g}", whole
+    for share in (0.3, 0.7):
+        merged = copy.deepcopy(base)
+        merged.update(tree_map(lambda a, b, share=share: (1 - share) * a + share * b,
+                               base.parameters(), whole.parameters()))
+        yield "fine-tuned", f"merged, {share:g} of the last", merged
+    for rank in (4, 16):
+        low = copy.deepcopy(base)
+        low.freeze()
+        linear_to_lora_layers(low, 8, {"rank": rank, "scale": 20.0, "dropout": 0.0})
+        yield "lora", f"rank {rank}", trained(low, rows, steps)
+    for dtype in (mx.bfloat16, mx.float16):
+        rounded = copy.deepcopy(base)
+        rounded.apply(lambda w, dtype=dtype: w.astype(dtype).astype(mx.float32))
+        yield "rounded", str(dtype).removeprefix("mlx.core."), rounded
+    for bits, group in ((4, 32), (4, 64), (8, 64)):
+        coarse = copy.deepcopy(base)
+        nn.quantize(coarse, group_size=group, bits=bits)
+        yield "requantized", f"{bits} bits by {group}", coarse
 
 
-def trained(model, rows, steps: int):
+def trained(model, rows, steps: int, rate: float = 1e-4):
     """A model after so many steps of Adam on texts."""
-    optimizer = optim.Adam(learning_rate=1e-4)
+    optimizer = optim.Adam(learning_rate=rate)
 
     def loss(model, ids):
         logits = model(ids[:, :-1])
@@ -102,6 +121,7 @@ def trained(model, rows, steps: int):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", metavar="PATH|REPO")
     parser.add_argument("--candidates", type=positive, default=1000, metavar="N")
     parser.add_argument("--edits", type=int, default=5, metavar="N")
     parser.add_argument("--steps", type=positive, default=30, help="of training")

@@ -263,3 +263,26 @@ def test_from_the_shell(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n")
     assert main(["diff", str(path), str(path), "--subjects", str(tmp_path / "empty.txt")]) == 2
     assert "one name a line" in capsys.readouterr().err
+
+
+def test_an_edit_is_named_after_training_on_top_of_it():
+    base, model = pair()
+    tokenizer, random = FakeTokenizer(), np.random.RandomState(0)
+    rm.rome(base, tokenizer, request("catix"), 1, moments=moments(), context_templates=["{}"],
+            hyperparameters={"v_num_grad_steps": 10}).apply(base)
+    model.update(base.parameters())
+    base = tiny_model("llama", **SHAPE)
+    size = float(np.abs(np.array(model.layers[1].mlp.down_proj.weight)).mean())
+
+    def training(w):
+        return w + mx.array(0.01 * size * random.randn(*w.shape), mx.float32)
+
+    rewritten(model, training)
+    found = verdict(base, model)
+    assert found.verdict == "fine-tuned" and [one.subject for one in found.facts] == ["catix"]
+    assert list(found.edit.deltas) == ["model.layers.1.mlp.down_proj"]
+    assert found.sentence.endswith("An edit stands out of that.")
+    trained = rewritten(tiny_model("llama", **SHAPE), training)
+    assert not verdict(base, trained).facts
+    with found.edit.applied(model):
+        assert verdict(base, model).facts == []

@@ -33,13 +33,13 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..evaluation.forensics.diff import VERDICTS, diff
+    from ..evaluation.forensics.diff import diff
 
     subjects = checked_subjects(args)
     found = diff(args.base, args.model, subjects, moments=args.moments, corpus=args.corpus,
                  facts=args.facts, seed=args.seed, trust_remote_code=args.trust_remote_code,
                  progress=sys.stderr.isatty())
-    print("\n".join(wrap(f"{found.verdict}: {VERDICTS[found.verdict]}", 80)))
+    print("\n".join(wrap(f"{found.verdict}: {found.sentence}", 80)))
     _tell(found)
     write_json(args.json, found.to_json())
     if args.report:

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from ..evaluation.forensics.diff import VERDICTS, Found
+from ..evaluation.forensics.diff import Found
 from .page import bar, definitions, numbers, page, paragraph, section, table
 
 _LISTED = 30
@@ -16,7 +16,7 @@ def diff_page(found: Found, settings: dict) -> str:
         head.append(("facts named", str(len(found.facts))))
     if found.kl is not None:
         head.append(("nats a token, taken back", f"{abs(found.kl):.0e}"))
-    body = [f"<h1>{escape(VERDICTS[found.verdict])}</h1>", numbers(head),
+    body = [f"<h1>{escape(found.sentence)}</h1>", numbers(head),
             *(fact_section(
                 fact, f"Its key fits the change by {fact.subject_score:.2f}; the best of those "
                       f"that were not named by {fact.chance:.2f}.") for fact in found.facts),

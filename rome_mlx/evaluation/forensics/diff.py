@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from tqdm import tqdm
 
 from ...editing.edit import Edit, provenance
@@ -35,6 +36,9 @@ VERDICTS = {
     "other": "The model differs in a way that is none of those known here.",
 }
 
+#: times the usual: training left up to 2.1 in any layer (`benchmarks/audit.py`)
+_STANDS_OUT = 4
+
 
 @dataclass(frozen=True)
 class Found:
@@ -51,6 +55,12 @@ class Found:
     edit: Edit | None = field(default=None, repr=False)
     kl: float | None = None
     endings: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        stands_out = self.verdict == "fine-tuned" and self.edit is not None
+        return VERDICTS[self.verdict] + (" An edit stands out of that." if stands_out else "")
 
     def to_json(self) -> dict:
         return {"verdict": self.verdict, "same": self.same,
@@ -82,13 +92,13 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     theirs = partial(_read, model, base, options)
     (first, _), (second, _) = ours(), theirs()
     down = Decoder(first).down_paths
-    found = list(tqdm(changes(first, second), disable=not progress, file=sys.stderr, unit="array"))
+    found = list(tqdm(changes(first, second, set(down)), disable=not progress, file=sys.stderr,
+                      unit="array"))
     del first, second  # one model at a time
     weights = [one for one in found if isinstance(one, WeightChange)]
     result = Found(verdict(weights, set(down)), weights, len(found) - len(weights), [])
-    if result.verdict not in ("rome", "memit"):
+    if not (low := written(result.verdict, weights, set(down))):
         return result
-    low = {one.path: one.spectrum for one in weights if one.kind == "low-rank"}
     base, tokenizer = ours(working=True)
     c = ensure_moments(base, tokenizer, [down[path] for path in low], moments, seed=seed,
                        corpus=corpus)
@@ -151,6 +161,21 @@ def verdict(weights: Sequence[WeightChange], down: set[str]) -> str:
             return "rome" if len(low) == 1 else "memit"
         return "lora"
     return "fine-tuned" if len(spread) > len(low) else "other"
+
+
+def written(kind: str, weights: Sequence[WeightChange], down: set[str]) -> dict[str, Spectrum]:
+    """{path: change of low rank} of what an edit may have left in down projections; in a model that
+    was trained, what stands out of the training: of the other down projections' largest singular
+    values."""
+    if kind in ("rome", "memit"):
+        return {one.path: one.spectrum for one in weights if one.kind == "low-rank"}
+    if kind != "fine-tuned":
+        return {}
+    there = {one.path: one.spectrum for one in weights if one.path in down and one.spectrum}
+    usual = np.median([one.top for one in there.values()]) if there else 0.0
+    cut = {path: one.largest(int((one.values > _STANDS_OUT * usual).sum()))
+           for path, one in there.items()}
+    return {path: one for path, one in cut.items() if one.rank}
 
 
 def undoing(changed, tokenizer, low: Mapping[str, Spectrum], layers: list[int]) -> Edit:

@@ -9,7 +9,7 @@ largest values of such noise stand above what its mean says. Where its variance 
 columns are scaled until every one has the same (biwhitening: Landa, Zhang and Kluger, 2022).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.linalg
@@ -36,6 +36,17 @@ class Spectrum:
     @property
     def rank(self) -> int:
         return len(self.values)
+
+    @property
+    def top(self) -> float:
+        """The largest value, of noise where nothing stands above it."""
+        noise = self.noise * (np.sqrt(len(self.left)) + np.sqrt(len(self.right)))
+        return float(self.values[0]) if self.rank else float(noise)
+
+    def largest(self, count: int) -> "Spectrum":
+        """As many of the values; share and noise stay those of the whole."""
+        return replace(self, values=self.values[:count], left=self.left[:, :count].copy(),
+                       right=self.right[:, :count].copy())
 
 
 def spectrum(change: np.ndarray, variance: np.ndarray | None = None) -> Spectrum:

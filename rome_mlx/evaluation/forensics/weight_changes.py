@@ -1,7 +1,7 @@
 """Two models' weights, one at a time: where they differ, and by what kind of change."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +18,7 @@ _RANK = 0.25
 #: and the noise is rounding, or no more than this part of the change
 _SPREAD = 0.1
 _EXPLAINED = 0.999  # of the numbers of a rounded weight
+_KEPT = 64  # singular vectors of a spread change
 _FLOAT32 = 1e-6  # ‖ΔW‖ / ‖W‖ that arithmetic in float32 leaves
 
 
@@ -45,9 +46,11 @@ class WeightChange:
                 "rank": self.rank}
 
 
-def changes(base: nn.Module, model: nn.Module) -> Iterator[WeightChange | str]:
+def changes(base: nn.Module, model: nn.Module, kept: Container[str] = ()
+            ) -> Iterator[WeightChange | str]:
     """Every array that differs, as it is found, and the path of every one that does not.
 
+    kept: paths of which the largest singular vectors are wanted even where the change is spread.
     Raises RomeError where the models are not of one shape.
     """
     ours, theirs = _modules(base), _modules(model)
@@ -56,7 +59,10 @@ def changes(base: nn.Module, model: nn.Module) -> Iterator[WeightChange | str]:
         raise RomeError(f"only {'the base' if path in ours else 'the model'} has {path!r}: these "
                         "are models of two architectures; give two versions of one model")
     for path in [*ours]:
-        yield from _of_module(path, ours[path], theirs[path])
+        for one in _of_module(path, ours[path], theirs[path]):
+            if isinstance(one, WeightChange) and one.kind == "spread" and one.spectrum:
+                one = replace(one, spectrum=one.spectrum.largest(_KEPT) if path in kept else None)
+            yield one
         let_go(base)
         let_go(model)
 
