@@ -1,4 +1,4 @@
-"""Is an edit found again? Subject, object and kind of edits of the default model, and false alarms.
+"""Is an edit found again? Subject, object and kind of edits, and false alarms.
 
   python benchmarks/forensics.py --data counterfact.json --more edits.json --corpus articles.txt \\
       --output runs/forensics --json forensics.json
@@ -57,20 +57,21 @@ from rome_mlx.storage.run_store import Item, Run  # noqa: E402
 KINDS = ("rome", "rome-4bit", "r-rome", "memit-1", "memit-10", "memit-50", "alphaedit-10", "ft")
 FAMILY = {"rome": "rome", "r-rome": "rome", "memit": "memit", "alphaedit": "memit",
           "ft": "fine-tuned"}  # by method
-CANDIDATES, LAYERS = 20_000, range(4, 7)
+CANDIDATES = 20_000
 
 
 def main() -> None:
     args = arguments()
-    model, tokenizer = rm.load(dtype="float32")
-    base, _ = rm.load(dtype="float32")
+    model, tokenizer = rm.load(args.model, dtype="float32")
+    base, _ = rm.load(args.model, dtype="float32")
+    layers = range(args.layer - 1, args.layer + 2)
     cases = read_counterfact(args.data)[args.first:]
     subjects = candidates(args.data, args.more)
     other = Path(args.output) / "moments"
     other.mkdir(parents=True, exist_ok=True)
-    seen = rm.second_moments(base, tokenizer, LAYERS, args.corpus, args.tokens, output=other,
+    seen = rm.second_moments(base, tokenizer, layers, args.corpus, args.tokens, output=other,
                              progress=True)
-    finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in LAYERS},
+    finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in layers},
                       args.moments, Path(args.output))
     groups = [(kind, number, count_of(kind)) for kind in args.kinds for number in range(args.edits)]
     run = Run(Path(args.output) / "edits", {"corpus": args.corpus, "tokens": args.tokens},
@@ -124,7 +125,8 @@ class Finding:
         method = find_method(name)
         hp = "published" if number % 2 and name in ("rome", "r-rome", "memit") else None
         requests = [case.request for case in cases[number * count: (number + 1) * count]]
-        where = 5 if name in ("rome", "r-rome", "ft") else list(LAYERS)
+        layers = sorted(self.moments)
+        where = layers[1] if name in ("rome", "r-rome", "ft") else layers
         options = {"moments": self.given} if method.needs_moments else {}
         templates = method.kept_templates(self.model, self.tokenizer, 0,
                                           method.resolve(hp, Decoder(self.model)))
@@ -273,6 +275,9 @@ def arguments():
     parser.add_argument("--more", required=True, metavar="FILE", help="of which more subjects are")
     parser.add_argument("--corpus", required=True, metavar="FILE", help="that C is counted over")
     parser.add_argument("--tokens", type=positive, default=30_720)
+    parser.add_argument("--model", metavar="PATH|REPO")
+    parser.add_argument("--layer", type=positive, default=5,
+                        help="to edit, by MEMIT and AlphaEdit with those beside it")
     parser.add_argument("--moments", metavar="DIR", help="that the edits are made with")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--edits", type=positive, default=30, metavar="N", help="of each kind")

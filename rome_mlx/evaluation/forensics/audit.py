@@ -13,12 +13,12 @@ from ...editing.key import Places, keys_by_layer
 from ...editing.lowrank import LowRank
 from ...models.decoder import Decoder
 from ...models.hooks import find_module
-from ...models.loading import load
 from ...models.sampling import beginning
 from ...moments.corpus import check_corpus, rows
 from ..side_effects import drift, final_states, neutral_tokens
 from .loudness import loudest, silenced, whitened
 from .names import CONTEXTS, Name, by_length, candidates, in_context, subject_keys
+from .opened import opened
 from .statements import FoundFact, next_words, prompts_on, request_back, told
 from .weight_changes import effective
 
@@ -75,7 +75,7 @@ def audit(model, subjects: Sequence[str] | None = None, *, corpus=None, facts: i
     """
     if corpus is not None:
         check_corpus(corpus)
-    model, tokenizer = model if isinstance(model, tuple) else load(model)
+    model, tokenizer = opened(model)
     names = candidates(tokenizer, subjects, _LEAST)
     decoder, neutral = Decoder(model), neutral_tokens(model, tokenizer)
     text = [*neutral, *_rows(model, tokenizer, corpus, seed)]

@@ -4,23 +4,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
 from ...editing.edit import Edit, provenance
 from ...editing.lowrank import LowRank
-from ...errors import RomeError
 from ...models.decoder import Decoder
-from ...models.loading import load
-from ...models.streaming import HELD, streaming
-from ...models.weights import cast, floats_of
 from ...moments.lookup import ensure_moments
 from ..side_effects import drift, final_states, neutral_tokens
 from .endings import endings
 from .names import Name, Rows, candidates, named
+from .opened import opened
 from .spectrum import Spectrum
 from .statements import FoundFact, next_words, prompts_on, request_back, told
 from .weight_changes import WeightChange, changes
@@ -85,12 +80,9 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
 
     Raises RomeError for models of different shapes and for damaged ones.
     """
-    options = {"dtype": "stored", "lazy": True}
-    if trust_remote_code:
-        options |= {"trust_remote_code": True, "tokenizer_config": {"trust_remote_code": True}}
-    ours = partial(_read, base, None, options)
-    theirs = partial(_read, model, base, options)
-    (first, _), (second, _) = ours(), theirs()
+    ours = partial(opened, base, trusted=trust_remote_code)
+    theirs = partial(opened, model, base=base, trusted=trust_remote_code)
+    (first, _), (second, _) = ours(working=False), theirs(working=False)
     down = Decoder(first).down_paths
     found = list(tqdm(changes(first, second, set(down)), disable=not progress, file=sys.stderr,
                       unit="array"))
@@ -99,7 +91,7 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     result = Found(verdict(weights, set(down)), weights, len(found) - len(weights), [])
     if not (low := written(result.verdict, weights, set(down))):
         return result
-    base, tokenizer = ours(working=True)
+    base, tokenizer = ours()
     c = ensure_moments(base, tokenizer, [down[path] for path in low], moments, seed=seed,
                        corpus=corpus)
     rows = [Rows.of(down[path], one.right, c.matrix(down[path])) for path, one in low.items()]
@@ -109,7 +101,7 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     states = final_states(base, neutral)
     before = [next_words(base, tokenizer, prompts_on(name.subject)) for name in names]
     del c, rows, base
-    changed, tokenizer = theirs(working=True)
+    changed, tokenizer = theirs()
     edit = undoing(changed, tokenizer, low, [down[path] for path in low])
     said = [told(words, changed, tokenizer, name, edit.layer)
             for words, name in zip(before, names, strict=True)]
@@ -117,25 +109,6 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     with edit.applied(changed, force=True):
         kl = drift(changed, neutral, states, final_states(changed, neutral))["kl"]
     return replace(result, facts=said, edit=edit, kl=kl, endings=last)
-
-
-def _read(model, base, options: dict, working: bool = False) -> tuple:
-    """(model, tokenizer), as they are or from a path, an adapter's on its base; working: so that
-    it runs fast. What is read need not fit into memory."""
-    if isinstance(model, tuple):
-        return model
-    if base is not None and (Path(model) / "adapter_config.json").is_file():
-        if isinstance(base, tuple):
-            raise RomeError(f"{str(model)!r} is an adapter; give the path of its base, not a "
-                            "loaded model")
-        model, options = base, options | {"adapter_path": str(model)}
-    found, tokenizer = load(model, **options)
-    small = working and floats_of(found) < HELD
-    if working and mx.default_device() == mx.cpu:  # where other products are slow
-        cast(found, mx.float32, packed=not small, lazy=not small)
-    if not small:
-        streaming(found, lambda: _read(model, base, options, working)[0])
-    return found, tokenizer
 
 
 def _names(base, tokenizer, rows: list[Rows], subjects, facts: int | None,
