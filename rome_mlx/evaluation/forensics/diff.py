@@ -99,15 +99,15 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     last = endings(base, tokenizer, rows) if subjects is None else []
     neutral = neutral_tokens(base, tokenizer)
     states = final_states(base, neutral)
-    before = [next_words(base, tokenizer, prompts_on(name.subject)) for name in names]
     del c, rows, base
     changed, tokenizer = theirs()
     edit = undoing(changed, tokenizer, low, [down[path] for path in low])
-    said = [told(words, changed, tokenizer, name, edit.layer)
-            for words, name in zip(before, names, strict=True)]
-    edit.requests = [request_back(fact) for fact in said]
     with edit.applied(changed, force=True):
         kl = drift(changed, neutral, states, final_states(changed, neutral))["kl"]
+        without = [next_words(changed, tokenizer, prompts_on(name.subject)) for name in names]
+    said = [told(words, changed, tokenizer, name, edit.layer)
+            for words, name in zip(without, names, strict=True)]
+    edit.requests = [request_back(fact) for fact in said]
     return replace(result, facts=said, edit=edit, kl=kl, endings=last)
 
 

@@ -58,8 +58,8 @@ def _texts() -> tuple[str, ...]:
 
 
 def told(before: np.ndarray, changed, tokenizer, name: Name, layer: int) -> FoundFact:
-    """What the changed model says of a subject, and did not. before: `next_words` of the base at
-    `prompts_on` the subject."""
+    """What the changed model says of a subject, and did not. before: `next_words` without the
+    change at `prompts_on` the subject."""
     prompts = prompts_on(name.subject)
     token, shown = differences(before, changed, tokenizer, prompts)
     return FoundFact(name.subject, name.score, name.chance,
@@ -89,12 +89,12 @@ def next_words(model, tokenizer, prompts: list[str]) -> np.ndarray:
     return np.concatenate(out)
 
 
-def differences(base_words: np.ndarray, model, tokenizer, prompts: list[str]) -> tuple:
-    """(the token that was given most, the prompts where it shows). base_words: `next_words` of
-    the base. Given most is what has grown by the largest factor, over all prompts, where `_UNSAID`
-    is added to every probability: an object, of which nothing was said before, before a word that
-    is always likely, and before one that is never said."""
-    before, now = np.exp(base_words), np.exp(next_words(model, tokenizer, prompts))
+def differences(words: np.ndarray, model, tokenizer, prompts: list[str]) -> tuple:
+    """(the token that was given most, the prompts where it shows). words: `next_words` without
+    the change. Given most is what has grown by the largest factor, over all prompts, where
+    `_UNSAID` is added to every probability: an object, of which nothing was said before, before a
+    word that is always likely, and before one that is never said."""
+    before, now = np.exp(words), np.exp(next_words(model, tokenizer, prompts))
     token = int(np.argmax(np.log((now + _UNSAID) / (before + _UNSAID)).mean(0)))
     gain = now[:, token] - before[:, token]
     order = np.argsort(-gain)[:_SHOWN]
