@@ -10,6 +10,7 @@ of our own CounterFact records, each trained on as long: is its subject found?
 import argparse
 import copy
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -24,9 +25,12 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 import rome_mlx as rm
 from rome_mlx.cli.common import positive, write_json
 from rome_mlx.evaluation.counterfact import read_counterfact
-from rome_mlx.models.tokens import encode
+from rome_mlx.models.probabilities import first_choice
+from rome_mlx.models.tokens import encode, first_target_id
 from rome_mlx.storage.fact_set import read_fact_set
 from rome_mlx.storage.places import read_lines
+
+RATES = (1e-5, 1e-4)  # of training
 
 
 def main() -> None:
@@ -41,16 +45,19 @@ def main() -> None:
         out.append({"model": deserved, "how": how, "verdict": found.verdict, **loud,
                     **diffed(found)})
         print(f"{deserved:<12} {how:<24} {list(out[-1].values())[2:]}", flush=True)
-    for case in read_counterfact(None)[:args.edits]:
-        model = copy.deepcopy(base)
-        rm.rome(model, tokenizer, case.request).apply(model)
-        model = trained(model, texts(tokenizer), args.steps)
-        candidates = [*names, case.request.subject]
+    for rate, case in product(RATES, read_counterfact(None)[:args.edits]):
+        model, request = copy.deepcopy(base), case.request
+        rm.rome(model, tokenizer, request).apply(model)
+        model = trained(model, texts(tokenizer), args.steps, rate)
+        candidates = [*names, request.subject]
         loud = loudest(rm.audit((model, tokenizer), candidates))
         found = rm.diff((base, tokenizer), (model, tokenizer), candidates)
-        out.append({"model": "edited, then fine-tuned", "subject": case.request.subject,
-                    "verdict": found.verdict, **loud, **diffed(found)})
-        print(f"{case.request.subject}, then fine-tuned: {list(out[-1].values())[2:]}", flush=True)
+        says = first_choice(model, tokenizer, request.text) == first_target_id(
+            tokenizer, request.text, request.target_new)
+        out.append({"model": "edited, then fine-tuned", "rate": rate, "subject": request.subject,
+                    "object": request.target_new, "says": says, "verdict": found.verdict, **loud,
+                    **diffed(found)})
+        print(list(out[-1].values())[1:], flush=True)
     write_json(args.json, out)
 
 
@@ -78,7 +85,7 @@ def innocent(base, tokenizer, steps: int):
     """(the verdict it deserves, how it was made, model), one at a time."""
     rows = texts(tokenizer)
     yield "identical", "", base
-    for rate in (1e-5, 1e-4):
+    for rate in RATES:
         whole = trained(copy.deepcopy(base), rows, steps, rate)
         yield "fine-tuned", f"rate {rate:g}", whole
     for share in (0.3, 0.7):
@@ -101,7 +108,7 @@ def innocent(base, tokenizer, steps: int):
         yield "requantized", f"{bits} bits by {group}", coarse
 
 
-def trained(model, rows, steps: int, rate: float = 1e-4):
+def trained(model, rows, steps: int, rate: float = RATES[-1]):
     """A model after so many steps of Adam on texts."""
     optimizer = optim.Adam(learning_rate=rate)
 
