@@ -27,8 +27,8 @@ class WeightChange:
     """One array that differs.
 
     path: as the model has it; relative_norm: ‖ΔW‖ / ‖W‖, Frobenius; kind: "rounded" (to 16 bits,
-    or by arithmetic in float32), "requantized", "low-rank" or "spread"; spectrum: of a matrix that
-    is not rounded alone.
+    or by arithmetic in float32), "requantized", "low-rank" or "spread"; spectrum: of a matrix
+    whose change rounding and grid do not explain number by number.
     """
 
     path: str
@@ -106,10 +106,10 @@ def compared(path: str, one: nn.Module, other: nn.Module) -> WeightChange | str:
     if norm < _FLOAT32 or _rounds(before, after):
         return WeightChange(path, norm, "rounded")
     grid = _grid(one, other)
-    left = _rounding(before, after, grid and scales_of(grid))
-    found = spectrum(change.astype(np.float64), left)
     if grid is not None and _on_grid(change, grid):
-        return WeightChange(path, norm, "requantized", found)
+        return WeightChange(path, norm, "requantized")
+    left = _rounding(before, after, None if grid is None else scales_of(grid))
+    found = spectrum(change.astype(np.float64), left)
     rounding = left is not None and found.noise <= 2 * np.sqrt(left.mean())
     low = 0 < found.rank <= _RANK * min(change.shape) and (found.share > 1 - _SPREAD or rounding)
     if found.rank == 0 and rounding:
