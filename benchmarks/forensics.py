@@ -31,6 +31,7 @@ from rome_mlx.editing.methods import find_method  # noqa: E402
 from rome_mlx.evaluation.counterfact import read_counterfact  # noqa: E402
 from rome_mlx.evaluation.forensics.audit import LOUD  # noqa: E402
 from rome_mlx.evaluation.forensics.diff import verdict  # noqa: E402
+from rome_mlx.evaluation.forensics.growing import grown  # noqa: E402
 from rome_mlx.evaluation.forensics.loudness import loudest, whitened  # noqa: E402
 from rome_mlx.evaluation.forensics.names import (  # noqa: E402
     CONTEXTS,
@@ -40,6 +41,7 @@ from rome_mlx.evaluation.forensics.names import (  # noqa: E402
     subject_keys,
 )
 from rome_mlx.evaluation.forensics.statements import next_words, prompts_on, told  # noqa: E402
+from rome_mlx.evaluation.forensics.vocabulary import Vocabulary  # noqa: E402
 from rome_mlx.evaluation.forensics.weight_changes import (  # noqa: E402
     WeightChange,
     compared,
@@ -72,7 +74,7 @@ def main() -> None:
     seen = rm.second_moments(base, tokenizer, layers, args.corpus, args.tokens, output=other,
                              progress=True)
     finding = Finding(base, model, tokenizer, subjects, {i: seen[i].value() for i in layers},
-                      args.moments, Path(args.output))
+                      args.moments, Path(args.output), args.grow)
     groups = [(kind, number, count_of(kind)) for kind in args.kinds for number in range(args.edits)]
     run = Run(Path(args.output) / "edits", {"corpus": args.corpus, "tokens": args.tokens},
               Identity.of(base))
@@ -112,8 +114,8 @@ def candidates(*files) -> list[str]:
 class Finding:
     """Edits of `model`, and what is found of them against `base`."""
 
-    def __init__(self, base, model, tokenizer, subjects, moments, given, directory):
-        self.directory = directory
+    def __init__(self, base, model, tokenizer, subjects, moments, given, directory, grow):
+        self.directory, self.grow = directory, grow
         self.base, self.model, self.tokenizer, self.given = base, model, tokenizer, given
         self.subjects, self.moments = subjects, moments
         self.decoder, self.keys, self.directions = Decoder(base), {}, {}
@@ -150,19 +152,22 @@ class Finding:
         weights = [one for path in paths if isinstance(
             one := compared(path, *(find_module(m, path) for m in (self.base, self.model))),
             WeightChange)]
-        kind, names = verdict(weights, set(self.down)), []
+        kind, names, made = verdict(weights, set(self.down)), [], []
         if kind in ("rome", "memit"):
             rows = [Rows.of(self.down[one.path], one.spectrum.right,
                             self.moments[self.down[one.path]]) for one in weights]
             names = named(self.base, self.tokenizer, rows, self.subjects, most,
                           first=[row.coordinates(self._first(row.layer)) for row in rows])
+            if self.grow:
+                made = grown(Vocabulary(self.base, self.tokenizer, rows), rows, most)
         facts = [told(next_words(self.base, self.tokenizer, prompts_on(name.subject)), self.model,
                       self.tokenizer, name, 0) for name in names[:10]]
         return {"verdict": kind, "rank": [one.rank for one in weights],
                 "names": [name.subject for name in names],
                 "scores": [name.score for name in names],
                 "chance": names[0].chance if names else None,
-                "said": [fact.object for fact in facts]}
+                "said": [fact.object for fact in facts],
+                "grown": [some[:10] for some in made]}
 
     def audited(self, path: str, most: int) -> dict:
         """Who is answered too loudly by the first weight that was edited: what comes before it,
@@ -242,12 +247,34 @@ def summed(results: list[dict]) -> dict:
             "took": float(np.mean([100.0 * took for one in some for took in one["took"]])),
             "object": [float(np.mean(objects)), len(objects)] if objects else None,
             "audit": [float(np.mean(audit)), mean_interval(audit, groups, True)],
+            "grown": grown_shares(some),
             "audit_wrong": sum(len(set(one.get("audit", ())) - set(one["subjects"]))
                                for one in some),
             "audit_loudest_other": max(one.get("audit_other", 0) for one in some),
             "lowest": min((min(one["scores"]) for one in some if one["scores"]), default=None),
             "chance": max((one["chance"] for one in some if one["chance"]), default=None)}
     return out
+
+
+def grown_shares(some: list[dict]) -> dict | None:
+    """Of facts whose subjects were grown without a list, percent found exactly, and with the last
+    word right: the best name of each, and any of its ten best."""
+    found = [(subject, one["grown"]) for one in some if one.get("grown")
+             for subject in one["subjects"]]
+    if not found:
+        return None
+    out = {"facts": len(found)}
+    for what, part in (("exact", str), ("last_word", last_word)):
+        for which, count in (("best", 1), ("ten", 10)):
+            right = [100.0 * any(part(name) == part(subject) for names in made
+                                 for name, _ in names[:count]) for subject, made in found]
+            out[f"{what}_{which}"] = [float(np.mean(right)),
+                                      mean_interval(right, range(len(right)), True)]
+    return out
+
+
+def last_word(name: str) -> str:
+    return name.split()[-1]
 
 
 def ends_of(interval) -> str:
@@ -266,6 +293,10 @@ def show(summary: dict) -> None:
         print(f"{kind:<13} {one['edits']:>5}  {one['family'][0]:6.0f}  {share:3.0f} {ends:<10} "
               f"{one['took']:4.0f}  {said:<9} {scores:<15} {audit[0]:3.0f} {ends_of(audit[1]):<10} "
               f"{one['audit_wrong']}, {one['audit_loudest_other']:.1f}")
+        if made := one["grown"]:
+            print(f"  grown without a list, of {made['facts']}: " + ", ".join(
+                f"{name.replace('_', ' ')} {share[0]:.0f} {ends_of(share[1])}"
+                for name, share in made.items() if name != "facts"))
 
 
 def arguments():
@@ -282,6 +313,7 @@ def arguments():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--edits", type=positive, default=30, metavar="N", help="of each kind")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--grow", action="store_true", help="subjects without a list too")
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()

@@ -15,13 +15,11 @@ from tiny import tiny_model
 import rome_mlx as rm
 from rome_mlx.cli import main
 from rome_mlx.evaluation.forensics import names
-from rome_mlx.evaluation.forensics.endings import endings
 from rome_mlx.evaluation.forensics.names import Rows, named
 from rome_mlx.evaluation.forensics.spectrum import spectrum
 from rome_mlx.evaluation.forensics.statements import differences, next_words
 from rome_mlx.evaluation.forensics.weight_changes import changes, compared
 from rome_mlx.models.decoder import Decoder
-from rome_mlx.models.hooks import hooked
 
 SUBJECTS = [f"{a}{b}" for a in ("ann", "bob", "cat", "dov", "eve") for b in ("us", "el", "ix")]
 SHAPE = dict(hidden_size=64, intermediate_size=256, head_dim=16)
@@ -186,25 +184,6 @@ def test_the_row_space_gives_the_key_back_through_c():
     found, = named(model, tokenizer, rows, SUBJECTS, 1)
     assert found.subject == "bobel" and found.score == pytest.approx(1, abs=1e-3)
     assert found.chance < found.score
-
-
-def test_without_a_list_the_subjects_last_token_is_told():
-    """The key of one token behind the context, read in a whole run, stands first with score 1."""
-    model, tokenizer = tiny_model("llama", **SHAPE), FakeTokenizer()
-    before = tokenizer.encode(names.CONTEXTS[0].removesuffix(" {}"))
-    token, = tokenizer.encode("q")
-    seen = []
-    with hooked(model.model.layers[2].mlp.down_proj, before=lambda x: seen.append(x) or x):
-        model(mx.array([[*before, token]]))
-    right = np.array(seen[0][0, -1:], np.float64).T  # C is the identity
-    found = endings(model, tokenizer, [Rows.of(2, right, np.eye(256))], 3)
-    assert found[0] == ("q", pytest.approx(1, abs=1e-3)) and found[1][1] < 0.99
-    edit = rm.rome(model, tokenizer, request("catix"), 1, moments=moments(),
-                   context_templates=["{}"], hyperparameters={"v_num_grad_steps": 2})
-    base, _ = pair()
-    edit.apply(model)
-    compared = rm.diff((base, tokenizer), (model, tokenizer), moments=moments())
-    assert len(compared.endings) == 5 and verdict(base, model).endings == []
 
 
 def test_what_gained_most_is_the_object():

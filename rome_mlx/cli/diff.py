@@ -23,6 +23,8 @@ def add_arguments(parser) -> None:
                              "facts, and words of the tokenizer)")
     parser.add_argument("--facts", type=positive, metavar="N",
                         help="how many to name at most (default: as many as the change's rank)")
+    parser.add_argument("--grow", action="store_true",
+                        help="also make names up, token by token, that fit (minutes a subject)")
     parser.add_argument("--save-path", metavar="DIR", help="save the edit that takes it back")
     parser.add_argument("--report", metavar="FILE.html", help="write a page of it")
     parser.add_argument("--json", metavar="FILE", help="write what was found")
@@ -37,10 +39,10 @@ def run(args) -> int:
 
     subjects = checked_subjects(args)
     found = diff(args.base, args.model, subjects, moments=args.moments, corpus=args.corpus,
-                 facts=args.facts, seed=args.seed, trust_remote_code=args.trust_remote_code,
-                 progress=sys.stderr.isatty())
+                 facts=args.facts, grow=args.grow, seed=args.seed,
+                 trust_remote_code=args.trust_remote_code, progress=sys.stderr.isatty())
     print("\n".join(wrap(f"{found.verdict}: {found.sentence}", 80)))
-    _tell(found)
+    _tell(found, args.grow)
     write_json(args.json, found.to_json())
     if args.report:
         from ..view.report import diff_report
@@ -52,7 +54,7 @@ def run(args) -> int:
     return 0
 
 
-def _tell(found) -> None:
+def _tell(found, grow: bool) -> None:
     count, total = len(found.weights), len(found.weights) + found.same
     if count:
         print(f"{count} of {total} arrays differ, by ‖ΔW‖ / ‖W‖:")
@@ -64,6 +66,12 @@ def _tell(found) -> None:
         print(f"  and {count - _SHOWN} more")
     for fact in found.facts:
         tell_fact(fact)
+    for names in found.grown:
+        print("\nGrown token by token, names that fit:")
+        for name, score in names:
+            print(f"  {score:.2f}  {name}")
+    if grow and found.edit and not found.grown:
+        print("\nNo whole name that fits could be grown.")
     if found.endings:
         print("\nBy its key alone, without a list, the subject may end in:")
         for text, score in found.endings:

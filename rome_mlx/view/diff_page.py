@@ -20,7 +20,7 @@ def diff_page(found: Found, settings: dict) -> str:
             *(fact_section(
                 fact, f"Its key fits the change by {fact.subject_score:.2f}; the best of those "
                       f"that were not named by {fact.chance:.2f}.") for fact in found.facts),
-            *_endings(found), *_weights(found),
+            *_grown(found), *_endings(found), *_weights(found),
             section("Compared", definitions(settings.items()))]
     return page(f"{found.verdict}: {settings.get('model', '')}", body)
 
@@ -32,6 +32,14 @@ def fact_section(fact, words: str, was: str = "The base says") -> str:
             for one in fact.prompts]
     return section(f"{fact.subject}: {fact.object}", paragraph(words), table(
         ["Prompt", was, "The model says", "Its P before", "and now"], rows))
+
+
+def _grown(found: Found) -> list[str]:
+    words = ("Made up without a list, token by token, so that the key fits. The last words are "
+             "surer than the first.")
+    return [section("Names that fit", paragraph(words, "soft small"), table(
+        ["Name", "Score"], [[escape(name), bar(score, 1, "new", 2)] for name, score in names]))
+        for names in found.grown]
 
 
 def _endings(found: Found) -> list[str]:

@@ -13,11 +13,12 @@ from ...editing.lowrank import LowRank
 from ...models.decoder import Decoder
 from ...moments.lookup import ensure_moments
 from ..side_effects import drift, final_states, neutral_tokens
-from .endings import endings
+from .growing import endings, grown
 from .names import Name, Rows, candidates, named
 from .opened import opened
 from .spectrum import Spectrum
 from .statements import FoundFact, next_words, prompts_on, request_back, told
+from .vocabulary import Vocabulary
 from .weight_changes import WeightChange, changes
 
 VERDICTS = {
@@ -33,6 +34,7 @@ VERDICTS = {
 
 #: times the usual: training left up to 2.1 in any layer (`benchmarks/audit.py`)
 _STANDS_OUT = 4
+_SHOWN = 5  # endings, and names of a subject
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Found:
     facts: what was written, the surest first; edit: takes the low-rank changes back from the
     changed model, None where there are none; kl: how far the model is from the base then, in nats
     a token of a neutral text; endings: where no subjects were given, the tokens in which the
-    subject may end, with their scores, the best first."""
+    subject may end, with their scores, the best first; grown: where names were grown, the best
+    ones of each subject and their scores."""
 
     verdict: str
     weights: list[WeightChange]
@@ -50,6 +53,7 @@ class Found:
     edit: Edit | None = field(default=None, repr=False)
     kl: float | None = None
     endings: list[tuple[str, float]] = field(default_factory=list)
+    grown: list[list[tuple[str, float]]] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -61,12 +65,12 @@ class Found:
         return {"verdict": self.verdict, "same": self.same,
                 "weights": [one.to_json() for one in self.weights],
                 "facts": [asdict(fact) for fact in self.facts], "kl_undone": self.kl,
-                "endings": self.endings}
+                "endings": self.endings, "grown": self.grown}
 
 
 def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, corpus=None,
-         facts: int | None = None, seed: int = 0, trust_remote_code: bool = False,
-         progress: bool = False) -> Found:
+         facts: int | None = None, grow: bool = False, seed: int = 0,
+         trust_remote_code: bool = False, progress: bool = False) -> Found:
     """Compare a model with the one that it was made from.
 
     Args:
@@ -77,6 +81,8 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
             words of the tokenizer.
         moments, corpus: C of the base at the changed layers, as for `locate_then_edit`.
         facts: how many to name at most (default: the rank of the change).
+        grow: also make names up, token by token, so that their keys fit; the best of each subject
+            is then a candidate too.
 
     Raises RomeError for models of different shapes and for damaged ones.
     """
@@ -95,8 +101,10 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     c = ensure_moments(base, tokenizer, [down[path] for path in low], moments, seed=seed,
                        corpus=corpus)
     rows = [Rows.of(down[path], one.right, c.matrix(down[path])) for path, one in low.items()]
-    names = _names(base, tokenizer, rows, subjects, facts, progress)
-    last = endings(base, tokenizer, rows) if subjects is None else []
+    most = facts or max(one.basis.shape[1] for one in rows)
+    last, made = _unlisted(base, tokenizer, rows, subjects is None, most if grow else 0, progress)
+    names = _names(base, tokenizer, rows,
+                   [*candidates(tokenizer, subjects), *(one[0][0] for one in made)], most, progress)
     neutral = neutral_tokens(base, tokenizer)
     states = final_states(base, neutral)
     del c, rows, base
@@ -108,13 +116,25 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
     said = [told(words, changed, tokenizer, name, edit.layer)
             for words, name in zip(without, names, strict=True)]
     edit.requests = [request_back(fact) for fact in said]
-    return replace(result, facts=said, edit=edit, kl=kl, endings=last)
+    return replace(result, facts=said, edit=edit, kl=kl, endings=last, grown=made)
 
 
-def _names(base, tokenizer, rows: list[Rows], subjects, facts: int | None,
+def _unlisted(base, tokenizer, rows: list[Rows], ends: bool, most: int, progress: bool
+              ) -> tuple[list, list]:
+    """What the change tells without a list: `endings`, and `most` subjects grown."""
+    if not (ends or most):
+        return [], []
+    vocabulary = Vocabulary(base, tokenizer, rows, progress)
+    last = endings(vocabulary)[:_SHOWN] if ends else []
+    with tqdm(total=most, disable=not (progress and most), file=sys.stderr, unit="subject") as bar:
+        made = grown(vocabulary, rows, most, bar.update) if most else []
+    return [(vocabulary.text([token]), score) for token, score in last], [
+        names[:_SHOWN] for names in made]
+
+
+def _names(base, tokenizer, rows: list[Rows], names: list[str], most: int,
            progress: bool) -> list[Name]:
-    names = candidates(tokenizer, subjects)
-    most = facts or max(one.basis.shape[1] for one in rows)
+    names = list(dict.fromkeys(names))
     with tqdm(total=len(names), disable=not progress, file=sys.stderr, unit="name") as bar:
         return named(base, tokenizer, rows, names, most,
                      lambda done: bar.update(done - bar.n))
