@@ -18,6 +18,7 @@ from rome_mlx.evaluation.forensics import growing, names, vocabulary
 from rome_mlx.evaluation.forensics.growing import Expected, endings, grown
 from rome_mlx.evaluation.forensics.names import Rows
 from rome_mlx.evaluation.forensics.vocabulary import Vocabulary
+from rome_mlx.models import streaming
 from rome_mlx.models.hooks import hooked
 
 SHAPE = dict(hidden_size=64, intermediate_size=256, head_dim=16)
@@ -81,6 +82,8 @@ def test_the_last_token_is_first_of_the_endings(planted):
     rows = rows_of(key_of(model, [*before, token])[None])
     found = endings(Vocabulary(model, tokenizer, [rows]))
     assert found[0] == (token, pytest.approx(1, abs=1e-4)) and found[1][1] < 0.99
+    held = Vocabulary(model, tokenizer, [rows], growing=False)
+    assert dict(endings(held)) == pytest.approx(dict(found), abs=1e-6)
 
 
 def test_fits_are_those_of_whole_runs(planted):
@@ -101,6 +104,16 @@ def test_estimates_are_exact_for_a_kind_of_one_token(planted, monkeypatch):
     alone = [kind.start for kind in known._kinds if kind.stop - kind.start == 1]
     direct = known.fits([rows], [(int(known.tokens[i]), *suffix) for i in alone])
     assert known.estimates([rows], suffix)[alone] == pytest.approx(direct, abs=1e-5)
+
+
+def test_estimates_of_a_model_that_is_not_held(planted, monkeypatch):
+    _, tokenizer, rows, known = planted
+    monkeypatch.setattr(streaming, "HELD", 0)
+    model = streaming.streaming(attentive(), attentive)
+    suffix = tuple(tokenizer.encode("z7"))
+    read = Vocabulary(model, tokenizer, [rows])
+    assert read.estimates([rows], suffix) == pytest.approx(known.estimates([rows], suffix),
+                                                           abs=1e-6)
 
 
 def test_estimates_follow_the_slope(planted, monkeypatch):

@@ -124,7 +124,7 @@ def _unlisted(base, tokenizer, rows: list[Rows], ends: bool, most: int, progress
     """What the change tells without a list: `endings`, and `most` subjects grown."""
     if not (ends or most):
         return [], []
-    vocabulary = Vocabulary(base, tokenizer, rows, progress)
+    vocabulary = Vocabulary(base, tokenizer, rows, growing=most > 0, progress=progress)
     last = endings(vocabulary)[:_SHOWN] if ends else []
     with tqdm(total=most, disable=not (progress and most), file=sys.stderr, unit="subject") as bar:
         made = grown(vocabulary, rows, most, bar.update) if most else []

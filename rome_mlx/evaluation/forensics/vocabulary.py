@@ -32,9 +32,11 @@ class Vocabulary:
     tokens: (n,) ids; texts: what each adds to the context; left: of each layer (n, w) float32, the
     attention keys and values of each; ends: of each row space (2, n, r), the `coordinates` of its
     key where it follows the context, and where the mean of all tokens is between.
+    growing: whether `estimates` will be asked for, which `left` is held for.
     """
 
-    def __init__(self, model, tokenizer, rows: Sequence[Rows], progress: bool = False):
+    def __init__(self, model, tokenizer, rows: Sequence[Rows], growing: bool = True,
+                 progress: bool = False):
         self.decoder, self.tokenizer = Decoder(model), tokenizer
         self.context = CONTEXTS[0].removesuffix(" {}")
         self.ids = encode(tokenizer, self.context).ids
@@ -43,8 +45,9 @@ class Vocabulary:
         self.tokens = np.array([i for i, text in enumerate(texts) if _within_a_name(text)])
         self.texts = [texts[i] for i in self.tokens]
         self.layers = [one.layer for one in rows]
-        self._read_vocabulary(rows, progress)
-        self._sort()
+        self._read_vocabulary(rows, growing, progress)
+        if growing:
+            self._sort()
 
     def text(self, ids: Sequence[int]) -> str:
         """What tokens add to the context."""
@@ -83,7 +86,7 @@ class Vocabulary:
                 for left, mean, slope in zip(self.left, self._means, by_layer, strict=True))
         return out
 
-    def _read_vocabulary(self, rows: Sequence[Rows], progress: bool) -> None:
+    def _read_vocabulary(self, rows: Sequence[Rows], growing: bool, progress: bool) -> None:
         prefixes = self.decoder.prefixes()[:max(self.layers) + 1]
         mx.eval(self.decoder.run(self.decoder.enter(self.decoder.embed([self.ids])), 0,
                                  len(prefixes), prefixes))
@@ -91,7 +94,9 @@ class Vocabulary:
         self._dtype = self._prefixes[0].keys.dtype
         widths = [sum(x.shape[1] * x.shape[3] for x in (one.keys, one.values))
                   for one in self._prefixes]
-        self.left = [np.empty((len(self.tokens), width), np.float32) for width in widths]
+        self.left = [np.empty((len(self.tokens), width), np.float32) if growing else None
+                     for width in widths]
+        means = [np.zeros((1, width)) for width in widths]
         self.ends = [np.empty((2, len(self.tokens), one.basis.shape[1])) for one in rows]
         batches = [slice(i, min(i + _ROWS, len(self.tokens)))
                    for i in range(0, len(self.tokens), _ROWS)]
@@ -99,9 +104,12 @@ class Vocabulary:
         for some in batches:
             bar.update(some.stop - some.start)
             self._end(0, rows, some, self._prefixes)
-            for left, one in zip(self.left, self._prefixes, strict=True):
-                left[some] = np.concatenate([_last(x) for x in one.new], axis=1)
-        behind = self._behind([left.mean(axis=0, keepdims=True) for left in self.left])
+            for left, mean, one in zip(self.left, means, self._prefixes, strict=True):
+                new = np.concatenate([_last(x) for x in one.new], axis=1)
+                mean += new.sum(axis=0, dtype=np.float64) / len(self.tokens)
+                if growing:
+                    left[some] = new
+        behind = self._behind([np.float32(mean) for mean in means])
         behind = [Prefix(*pair) for pair in zip(behind[::2], behind[1::2], strict=True)]
         for some in batches:
             bar.update(some.stop - some.start)
