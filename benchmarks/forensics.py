@@ -152,7 +152,7 @@ class Finding:
         weights = [one for path in paths if isinstance(
             one := compared(path, *(find_module(m, path) for m in (self.base, self.model))),
             WeightChange)]
-        kind, names, made = verdict(weights, set(self.down)), [], []
+        kind, names, made = verdict(weights, set(self.down)), [], [] if self.grow else None
         if kind in ("rome", "memit"):
             rows = [Rows.of(self.down[one.path], one.spectrum.right,
                             self.moments[self.down[one.path]]) for one in weights]
@@ -167,7 +167,7 @@ class Finding:
                 "scores": [name.score for name in names],
                 "chance": names[0].chance if names else None,
                 "said": [fact.object for fact in facts],
-                "grown": [some[:10] for some in made]}
+                "grown": made and [some[:10] for some in made]}
 
     def audited(self, path: str, most: int) -> dict:
         """Who is answered too loudly by the first weight that was edited: what comes before it,
@@ -259,7 +259,7 @@ def summed(results: list[dict]) -> dict:
 def grown_shares(some: list[dict]) -> dict | None:
     """Of facts whose subjects were grown without a list, percent found exactly, and with the last
     word right: the best name of each, and any of its ten best."""
-    found = [(subject, one["grown"]) for one in some if one.get("grown")
+    found = [(subject, one["grown"]) for one in some if one.get("grown") is not None
              for subject in one["subjects"]]
     if not found:
         return None
