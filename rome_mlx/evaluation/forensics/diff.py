@@ -102,9 +102,9 @@ def diff(base, model, subjects: Sequence[str] | None = None, *, moments=None, co
                        corpus=corpus)
     rows = [Rows.of(down[path], one.right, c.matrix(down[path])) for path, one in low.items()]
     most = facts or max(one.basis.shape[1] for one in rows)
+    listed = candidates(tokenizer, subjects)
     last, made = _unlisted(base, tokenizer, rows, subjects is None, most if grow else 0, progress)
-    names = _names(base, tokenizer, rows,
-                   [*candidates(tokenizer, subjects), *(one[0][0] for one in made)], most, progress)
+    names = _names(base, tokenizer, rows, [*listed, *(one[0][0] for one in made)], most, progress)
     neutral = neutral_tokens(base, tokenizer)
     states = final_states(base, neutral)
     del c, rows, base

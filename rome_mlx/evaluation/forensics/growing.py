@@ -14,7 +14,7 @@ import numpy as np
 
 from ...models.probabilities import chosen_log_probabilities, log_probabilities
 from ...models.tokens import encode
-from .names import CONTEXTS, Rows, coordinates
+from .names import CONTEXTS, Rows, coordinates, fit_of
 from .vocabulary import Vocabulary, same_length
 
 _ENDS = 48  # single tokens to begin with
@@ -59,7 +59,7 @@ def endings(vocabulary: Vocabulary, turns=None) -> list[tuple[int, float]]:
     follows the context or the mean of all tokens, the better of the two."""
     ends = vocabulary.ends if turns is None else [
         end @ turn for end, turn in zip(vocabulary.ends, turns, strict=True)]
-    fits = np.mean([np.linalg.norm(end, axis=2) for end in ends], axis=0).max(axis=0)
+    fits = fit_of(ends).max(axis=0)
     return [(int(vocabulary.tokens[i]), float(fits[i])) for i in np.argsort(-fits, kind="stable")]
 
 
@@ -68,8 +68,8 @@ class Expected:
 
     def __init__(self, vocabulary: Vocabulary):
         self.decoder, ids = vocabulary.decoder, vocabulary.ids
-        self.before, self.length = self.decoder.prefixes(), len(ids)
-        first = self._run([ids], 0)
+        self.before = self.decoder.prefixes()
+        first = self._run([ids])
         self.before = [prefix.upto(len(ids)) for prefix in self.before]
         self.first = np.array(log_probabilities(self.decoder.logits(first[:, -1])))[0]
         able = np.array([begins_a_name(text) for text in vocabulary.texts])
@@ -103,10 +103,9 @@ class Expected:
                 self._after[token] = self.first[self.starts] + after
         return [self._after[token] for token in tokens]
 
-    def _run(self, ids, offset: int | None = None) -> mx.array:
+    def _run(self, ids) -> mx.array:
         with self.decoder.fast():
-            h = self.decoder.enter(self.decoder.embed(ids),
-                                   self.length if offset is None else offset)
+            h = self.decoder.enter(self.decoder.embed(ids), self.before[0].length)
             h = self.decoder.run(h, prefixes=self.before)
             mx.eval(h)
         return h
@@ -119,28 +118,27 @@ def begins_a_name(text: str) -> bool:
 
 def _searched(vocabulary: Vocabulary, model: Expected, rows, turns, told) -> dict:
     """{tokens of a whole name: (fit, log P)}"""
-    beam = [((token,), fit) for token, fit in endings(vocabulary, turns)[:_ENDS]]
+    beam = [((token,), fit, 0.0) for token, fit in endings(vocabulary, turns)[:_ENDS]]
     pool, best, since = {}, -np.inf, 0
-    for _ in range(_LONGEST):
-        rest = model.rest([suffix for suffix, _ in beam])
-        pool |= {suffix: (fit, float(after + model.first[suffix[0]]))
-                 for (suffix, fit), after in zip(beam, rest, strict=True)
-                 if _is_name(vocabulary, suffix)}
+    for length in range(_LONGEST):
+        if length:
+            beam = _longer(vocabulary, model, rows, [suffix for suffix, _, _ in beam])
+        pool |= {suffix: (fit, float(rest + model.first[suffix[0]]))
+                 for suffix, fit, rest in beam if _is_name(vocabulary, suffix)}
         top = max((fit + _WORTH[-1] * log for fit, log in pool.values()), default=-np.inf)
         since = 0 if top > best else since + 1
         best = max(top, best)
         told(0)
         if since == 3 and pool:
             break
-        beam = _longer(vocabulary, model, rows, beam)
     return pool
 
 
-def _longer(vocabulary: Vocabulary, model: Expected, rows, beam) -> list:
-    """The best suffixes of those of the beam with one more token in front, with their fits."""
+def _longer(vocabulary: Vocabulary, model: Expected, rows, suffixes) -> list:
+    """[(suffix, fit, log P of all after its first token)] of the best with one more in front."""
     ways: dict[tuple[int, ...], None] = {}
-    begun = model.begun([suffix[0] for suffix, _ in beam])
-    for (suffix, _), start in zip(beam, begun, strict=True):
+    begun = model.begun([suffix[0] for suffix in suffixes])
+    for suffix, start in zip(suffixes, begun, strict=True):
         for tokens, likely, count in (
                 (vocabulary.tokens, vocabulary.estimates(rows, suffix), _ESTIMATED),
                 (model.starts, start, _EXPECTED)):
@@ -148,9 +146,11 @@ def _longer(vocabulary: Vocabulary, model: Expected, rows, beam) -> list:
     ways = [*ways]
     fits = vocabulary.fits(rows, ways)
     top = np.argsort(-fits)[:_TOLD]
-    logs = model.rest([ways[i] for i in top]) + model.front[[ways[i][0] for i in top]]
-    kept = [i for worth in _WORTH for i in top[np.argsort(-(fits[top] + worth * logs))[:_KEPT]]]
-    return [(ways[i], float(fits[i])) for i in dict.fromkeys(kept)]
+    ways, fits = [ways[i] for i in top], fits[top]
+    rest = model.rest(ways)
+    logs = rest + model.front[[suffix[0] for suffix in ways]]
+    kept = [i for worth in _WORTH for i in np.argsort(-(fits + worth * logs))[:_KEPT]]
+    return [(ways[i], float(fits[i]), float(rest[i])) for i in dict.fromkeys(kept)]
 
 
 def _is_name(vocabulary: Vocabulary, suffix: tuple[int, ...]) -> bool:
@@ -166,7 +166,7 @@ def _ranked(vocabulary: Vocabulary, rows, pool: dict) -> list[tuple[str, float]]
     logs = {vocabulary.text(suffix).strip(): pool[suffix][1] for suffix in chosen}
     names = [*logs]
     parts = coordinates(vocabulary.decoder, vocabulary.tokenizer, rows, names, CONTEXTS)
-    scores = np.mean([np.linalg.norm(part, axis=1) for part in parts], axis=0)
+    scores = fit_of(parts)
     order = sorted(range(len(names)),
                    key=lambda i: -(scores[i] + _IN_THE_END * logs[names[i]]))
     return [(names[i], float(scores[i])) for i in order]

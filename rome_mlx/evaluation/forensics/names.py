@@ -98,6 +98,11 @@ def coordinates(decoder: Decoder, tokenizer, rows: Sequence[Rows], subjects: Seq
     return out
 
 
+def fit_of(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """(n,): how much of the keys with these `coordinates` is in the row spaces, mean over them."""
+    return np.mean([np.linalg.norm(part, axis=-1) for part in parts], axis=0)
+
+
 def by_length(subjects: Sequence[str]) -> Iterator[list[int]]:
     """Indices of subjects to run at once, the shortest first."""
     order = sorted(range(len(subjects)), key=lambda i: len(subjects[i]))
@@ -120,10 +125,10 @@ def _pursued(parts: list[np.ndarray], most: int) -> list[tuple[int, float]]:
     """(candidate, score) one after the other: the best of what is left of each row space, which
     then loses that candidate's direction. Where nothing is left, the rest by what they had."""
     left = [part.copy() for part in parts]
-    whole = np.mean([np.linalg.norm(part, axis=1) for part in parts], axis=0)
+    whole = fit_of(parts)
     found, free = [], np.ones(len(whole), bool)
     for _ in range(min(most, max(part.shape[1] for part in parts))):
-        scores = np.mean([np.linalg.norm(part, axis=1) for part in left], axis=0)
+        scores = fit_of(left)
         best = int(np.argmax(np.where(free, scores, -1)))
         free[best] = False
         found.append((best, float(scores[best])))

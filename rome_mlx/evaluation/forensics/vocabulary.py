@@ -19,7 +19,7 @@ from ...models.decoder import Decoder, Prefix
 from ...models.hooks import hooked
 from ...models.tokens import encode
 from ...models.weights import weight_shape
-from .names import CONTEXTS, Rows
+from .names import CONTEXTS, Rows, fit_of
 
 _ROWS = 512  # run at once
 _CENTERS = 64  # kinds of tokens, each with slopes of its own
@@ -40,6 +40,7 @@ class Vocabulary:
         self.decoder, self.tokenizer = Decoder(model), tokenizer
         self.context = CONTEXTS[0].removesuffix(" {}")
         self.ids = encode(tokenizer, self.context).ids
+        self._context_length = len(tokenizer.decode(self.ids))
         size = min(len(tokenizer), weight_shape(self.decoder.embedding)[0])
         texts = [self.text([i]) for i in range(size)]
         self.tokens = np.array([i for i, text in enumerate(texts) if _within_a_name(text)])
@@ -51,8 +52,7 @@ class Vocabulary:
 
     def text(self, ids: Sequence[int]) -> str:
         """What tokens add to the context."""
-        before = self.tokenizer.decode(self.ids)
-        return self.tokenizer.decode([*self.ids, *ids])[len(before):]
+        return self.tokenizer.decode([*self.ids, *ids])[self._context_length:]
 
     def fits(self, rows: Sequence[Rows], suffixes: Sequence[tuple[int, ...]]) -> np.ndarray:
         """(suffixes,): the part of each one's key in the row spaces, mean over them. A suffix is
@@ -60,8 +60,8 @@ class Vocabulary:
         out = np.zeros(len(suffixes))
         for some in same_length(suffixes, _ROWS):
             keys = self._keys(self._prefixes, [suffixes[i] for i in some], len(self.ids))
-            out[some] = np.mean([np.linalg.norm(one.coordinates(np.float64(key)), axis=1)
-                                 for one, key in zip(rows, keys, strict=True)], axis=0)
+            out[some] = fit_of([one.coordinates(np.float64(key))
+                                for one, key in zip(rows, keys, strict=True)])
         return out
 
     def estimates(self, rows: Sequence[Rows], suffix: Sequence[int]) -> np.ndarray:
